@@ -1,0 +1,319 @@
+//! The words of the command line.
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+use forebay_common::{Result, err};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// The pool of hot data right in front of compute: a distributed cache over S3 and file systems.
+#[derive(Parser)]
+#[command(name = "forebay", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Configuration file (default: $FOREBAY_CONFIG, ~/.config/forebay/forebay.toml, /etc/forebay/forebay.toml)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The master to talk to (also $FOREBAY_MASTER)
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub master: Option<String>,
+    /// Print JSON for machines
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to log to standard error, like info or forebay_worker=debug (also $RUST_LOG)
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Master and worker in one process: the quickest way to try it
+    Local(LocalArgs),
+    /// The master: namespace, journal, mounts
+    Master,
+    /// A worker: caches blocks, serves clients
+    Worker(WorkerArgs),
+    /// Mount the namespace as a file system (FUSE)
+    Mount {
+        /// Where
+        mountpoint: PathBuf,
+    },
+    /// Files and folders
+    #[command(subcommand)]
+    Fs(FsCommand),
+    /// Reports and checks
+    #[command(subcommand)]
+    Fsadmin(FsadminCommand),
+    /// Measure a running cluster, each figure beside a reference of the same run
+    Bench(forebay_bench::Options),
+    /// Configuration: every value and where it came from
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Args)]
+pub struct LocalArgs {
+    /// Folder for journal, namespace and tiers (default: the user's data folder)
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Bytes of the MEM tier
+    #[arg(long, default_value = "1GiB", value_name = "SIZE")]
+    pub mem: ByteSize,
+    /// Mount an under store, like --mount /s3=s3://bucket/prefix; may be repeated. Options follow after commas:
+    /// /s3=s3://bucket,endpoint=http://host:9000,region=us-east-1
+    #[arg(long, value_name = "PATH=URI")]
+    pub mount: Vec<String>,
+    /// Take any free port instead of the usual ones, and print them
+    #[arg(long)]
+    pub any_port: bool,
+}
+
+#[derive(Args)]
+pub struct WorkerArgs {
+    /// Bytes of the MEM tier
+    #[arg(long, value_name = "SIZE")]
+    pub mem: Option<ByteSize>,
+}
+
+#[derive(Subcommand)]
+pub enum FsCommand {
+    /// List a folder
+    Ls {
+        path: String,
+        /// Everything below it
+        #[arg(short = 'R', long)]
+        recursive: bool,
+    },
+    /// Everything known of a file or folder
+    Stat { path: String },
+    /// Print a file
+    Cat {
+        path: String,
+        /// Start here
+        #[arg(long, default_value_t = 0)]
+        offset: u64,
+        /// Print this many bytes
+        #[arg(long)]
+        length: Option<u64>,
+    },
+    /// Print the first bytes of a file
+    Head {
+        path: String,
+        #[arg(short = 'c', long, default_value_t = 1024)]
+        bytes: u64,
+    },
+    /// Print the last bytes of a file
+    Tail {
+        path: String,
+        #[arg(short = 'c', long, default_value_t = 1024)]
+        bytes: u64,
+    },
+    /// Copy a file or folder within the namespace
+    Cp {
+        source: String,
+        target: String,
+        /// Replace files that are there
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Move a file or folder
+    Mv {
+        source: String,
+        target: String,
+        /// Replace a file or an empty folder that is there
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Delete files and folders
+    Rm {
+        #[arg(required = true)]
+        paths: Vec<String>,
+        /// Folders with everything below them
+        #[arg(short = 'R', short_alias = 'r', long)]
+        recursive: bool,
+    },
+    /// Make folders
+    Mkdir {
+        #[arg(required = true)]
+        paths: Vec<String>,
+        /// Also those above; folders that are there are fine
+        #[arg(short, long)]
+        parents: bool,
+    },
+    /// Make an empty file, or set the modification time of one that is there
+    Touch { path: String },
+    /// Bytes below a path, and how many of them are cached
+    Du {
+        path: String,
+        /// One line for the whole path
+        #[arg(short, long)]
+        summary: bool,
+    },
+    /// Room in the cache
+    Df,
+    /// Count folders, files and bytes below a path
+    Count { path: String },
+    /// Exit code 0 if it holds, else 1
+    Test {
+        path: String,
+        /// It exists
+        #[arg(short)]
+        exists: bool,
+        /// It is a folder
+        #[arg(short)]
+        directory: bool,
+        /// It is a file
+        #[arg(short)]
+        file: bool,
+        /// It is a file with at least one byte, or a folder with at least one entry
+        #[arg(short)]
+        size: bool,
+        /// It is a file without bytes
+        #[arg(short)]
+        zero: bool,
+    },
+    /// Copy a local file or folder into the namespace
+    #[command(visible_alias = "copyFromLocal")]
+    Put {
+        source: PathBuf,
+        target: String,
+        /// Replace files that are there
+        #[arg(short, long)]
+        force: bool,
+        /// through, cache_only or ufs_only
+        #[arg(long)]
+        write_type: Option<String>,
+    },
+    /// Copy a file or folder out of the namespace
+    #[command(visible_alias = "copyToLocal")]
+    Get {
+        source: String,
+        target: PathBuf,
+        /// Replace files that are there
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Set permission bits
+    Chmod { mode: String, path: String },
+    /// Set owner and group
+    Chown {
+        #[arg(value_name = "OWNER[:GROUP]")]
+        owner: String,
+        path: String,
+    },
+    /// List mounts, or mount an under store
+    Mount {
+        path: Option<String>,
+        uri: Option<String>,
+        /// Refuse changes below it
+        #[arg(long)]
+        read_only: bool,
+        /// An option of the mount or the store; may be repeated
+        #[arg(long = "option", value_name = "KEY=VALUE")]
+        options: Vec<String>,
+    },
+    /// Take a mount away; its under store stays as it is
+    Unmount { path: String },
+    /// Have files cached
+    Load { path: String },
+    /// Drop cached bytes; what is in no under store stays
+    Free { path: String },
+    /// Which workers have which blocks
+    Location { path: String },
+}
+
+#[derive(Subcommand)]
+pub enum FsadminCommand {
+    /// What the cluster has and does
+    Report {
+        #[arg(value_enum, default_value_t = ReportKind::Summary)]
+        kind: ReportKind,
+    },
+    /// Look for what is wrong, and say how to mend it
+    Doctor,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum ReportKind {
+    Summary,
+    Capacity,
+    Metrics,
+    Ufs,
+}
+
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    /// Every value and where it came from
+    Show,
+    /// Whether the configuration is good
+    Check,
+}
+
+impl Cli {
+    /// Servers say what they do; commands only what goes wrong.
+    pub fn log_filter(&self) -> &str {
+        match (&self.log, &self.command) {
+            (Some(filter), _) => filter,
+            (None, Command::Master | Command::Worker(_)) => "info,openraft=warn",
+            (None, Command::Local(_)) => "warn,openraft=error",
+            (None, _) => "error",
+        }
+    }
+
+    /// Flags that stand for configuration values.
+    pub fn flags(&self) -> Result<Vec<(&'static str, Value)>> {
+        let mut flags: Vec<(&'static str, Value)> = Vec::new();
+        if let Some(master) = &self.master {
+            flags.push(("client.master", master.as_str().into()));
+        }
+        match &self.command {
+            Command::Worker(WorkerArgs { mem: Some(mem) }) => flags.push(("worker.mem_quota", format!("{}B", mem.as_u64()).into())),
+            Command::Local(local) => {
+                local.flags(&mut flags);
+            }
+            _ => {}
+        }
+        Ok(flags)
+    }
+}
+
+impl LocalArgs {
+    fn flags(&self, flags: &mut Vec<(&'static str, Value)>) {
+        flags.push(("worker.mem_quota", format!("{}B", self.mem.as_u64()).into()));
+        if let Some(dir) = &self.data_dir {
+            let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+            let at = |name: &str| Value::from(dir.join(name).to_string_lossy().into_owned());
+            flags.push(("master.data_dir", at("master")));
+            flags.push(("worker.data_dir", at("worker")));
+            flags.push(("worker.mem_dir", at("worker/mem")));
+        }
+        if self.any_port {
+            for key in ["master.rpc_port", "master.web_port", "worker.data_port", "worker.web_port"] {
+                flags.push((key, 0.into()));
+            }
+        }
+    }
+
+    /// The mounts of the command line. Errors: `InvalidArgument` for what is not PATH=URI.
+    pub fn mounts(&self) -> Result<Vec<forebay_common::config::MountConfig>> {
+        self.mount.iter().map(|raw| parse_mount(raw)).collect()
+    }
+}
+
+fn parse_mount(raw: &str) -> Result<forebay_common::config::MountConfig> {
+    let bad = || err!(InvalidArgument, "--mount {raw:?}: write PATH=URI, like /s3=s3://bucket/prefix");
+    let (path, rest) = raw.split_once('=').ok_or_else(bad)?;
+    let mut parts = rest.split(',');
+    let uri = parts.next().filter(|u| !u.is_empty()).ok_or_else(bad)?.to_owned();
+    let mut read_only = false;
+    let mut options = std::collections::BTreeMap::new();
+    for part in parts {
+        match part.split_once('=') {
+            Some((name, value)) => drop(options.insert(name.to_owned(), forebay_common::config::OptionValue::Plain(value.to_owned()))),
+            None if part == "read_only" => read_only = true,
+            None => return Err(bad()),
+        }
+    }
+    Ok(forebay_common::config::MountConfig { path: path.to_owned(), uri, read_only, options })
+}

@@ -1,0 +1,259 @@
+//! Moving bytes: cat, tail, cp, put, get, load.
+
+use crate::output::{self, Output, bytes};
+use ::bytes::Bytes;
+use forebay_client::{CreateOptions, FileSystem};
+use forebay_common::error::at;
+use forebay_common::{AbsPath, Result, err};
+use indicatif::ProgressBar;
+use serde_json::json;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Bytes read from a local file at once.
+const LOCAL_PIECE_BYTES: usize = 1 << 20;
+/// Small files read, written or loaded at once.
+const FILES_AT_ONCE: usize = 8;
+
+pub async fn cat(fs: &FileSystem, path: &AbsPath, offset: u64, length: u64) -> Result<()> {
+    let file = fs.open(path).await?;
+    let mut closed = false;
+    let print = async |piece: Bytes| {
+        if closed {
+            return Ok(());
+        }
+        match std::io::stdout().lock().write_all(&piece) {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {
+                closed = true;
+                Ok(())
+            }
+            other => other.map_err(at("printing")),
+        }
+    };
+    file.copy_to(offset..offset.saturating_add(length), print).await?;
+    match std::io::stdout().lock().flush() {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(at("printing")(e)),
+        _ => Ok(()),
+    }
+}
+
+pub async fn tail(fs: &FileSystem, path: &AbsPath, bytes: u64) -> Result<()> {
+    let length = fs.get_status(path).await?.length;
+    cat(fs, path, length.saturating_sub(bytes), bytes).await
+}
+
+/// What a copy did, for its last line.
+struct Tally {
+    started: Instant,
+    files: u64,
+    bytes: u64,
+}
+
+impl Tally {
+    fn new() -> Self {
+        Tally { started: Instant::now(), files: 0, bytes: 0 }
+    }
+
+    fn show(&self, did: &str, output: Output) -> Result<()> {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let text = format!("{did} {} files, {} in {seconds:.2} s ({}/s)", self.files, bytes(self.bytes), bytes((self.bytes as f64 / seconds.max(1e-9)) as u64));
+        output.show(&json!({ "files": self.files, "bytes": self.bytes, "seconds": seconds }), || output::line(&text))
+    }
+}
+
+/// Local files below a path, with their names relative to it; folders before what is in them.
+fn walk_local(top: &Path) -> Result<Vec<(PathBuf, bool, u64)>> {
+    let meta = std::fs::metadata(top).map_err(at(top.display()))?;
+    let mut out = vec![(PathBuf::new(), meta.is_dir(), meta.len())];
+    let mut folders = if meta.is_dir() { vec![PathBuf::new()] } else { Vec::new() };
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(top.join(&folder)).map_err(at(folder.display()))? {
+            let entry = entry.map_err(at(folder.display()))?;
+            let relative = folder.join(entry.file_name());
+            let meta = std::fs::metadata(entry.path()).map_err(at(entry.path().display()))?;
+            if meta.is_dir() {
+                folders.push(relative.clone());
+            }
+            if meta.is_dir() || meta.is_file() {
+                out.push((relative, meta.is_dir(), meta.len()));
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn join_relative(base: &AbsPath, relative: &Path) -> Result<AbsPath> {
+    relative.components().try_fold(base.clone(), |path, part| path.join(part.as_os_str().as_bytes()))
+}
+
+pub async fn put(fs: &FileSystem, source: &Path, target: &AbsPath, options: &CreateOptions, output: Output) -> Result<()> {
+    let all = walk_local(source)?;
+    let name = source.file_name().map(|n| n.as_bytes().to_vec());
+    let target = match (fs.get_status(target).await, name) {
+        (Ok(status), Some(name)) if status.folder => target.join(&name)?,
+        _ => target.clone(),
+    };
+    let bar = output.progress("put", all.iter().filter(|(_, folder, _)| !folder).map(|(.., length)| length).sum());
+    let mut tally = Tally::new();
+    for (relative, folder, _) in all {
+        let to = join_relative(&target, &relative)?;
+        if folder {
+            fs.mkdir(&to, true, true).await?;
+            continue;
+        }
+        tally.bytes += put_one(fs, &source.join(&relative), &to, options, &bar).await?;
+        tally.files += 1;
+    }
+    bar.finish_and_clear();
+    tally.show("put", output)
+}
+
+async fn put_one(fs: &FileSystem, source: &Path, target: &AbsPath, options: &CreateOptions, bar: &ProgressBar) -> Result<u64> {
+    // `join("")` of a single file leaves a trailing slash, which the kernel refuses for a file.
+    let source: PathBuf = source.components().collect();
+    let mut file = tokio::fs::File::open(&source).await.map_err(at(source.display()))?;
+    let mut writer = fs.create(target, options).await?;
+    let mut buffer = vec![0; LOCAL_PIECE_BYTES];
+    let mut copied = 0;
+    loop {
+        let read = file.read(&mut buffer).await.map_err(at(source.display()))?;
+        if read == 0 {
+            break;
+        }
+        writer.write(&buffer[..read]).await?;
+        copied += read as u64;
+        bar.inc(read as u64);
+    }
+    writer.close().await?;
+    Ok(copied)
+}
+
+pub async fn get(fs: &FileSystem, source: &AbsPath, target: &Path, force: bool, output: Output) -> Result<()> {
+    let status = fs.get_status(source).await?;
+    let target = match source.name() {
+        Some(name) if target.is_dir() => target.join(std::ffi::OsStr::from_bytes(name)),
+        _ => target.to_owned(),
+    };
+    let entries = if status.folder { fs.list(source, true).await? } else { vec![status.clone()] };
+    let bar = output.progress("get", entries.iter().map(|e| e.length).sum());
+    let mut tally = Tally::new();
+    if status.folder {
+        std::fs::create_dir_all(&target).map_err(at(target.display()))?;
+    }
+    for entry in entries {
+        let from = AbsPath::parse(&entry.path)?;
+        let relative = from.strip_prefix(source).unwrap_or_default();
+        let to: PathBuf = target.join(std::ffi::OsStr::from_bytes(relative)).components().collect();
+        if entry.folder {
+            std::fs::create_dir_all(&to).map_err(at(to.display()))?;
+            continue;
+        }
+        get_one(fs, &from, &to, force, &bar).await?;
+        tally.files += 1;
+        tally.bytes += entry.length;
+    }
+    bar.finish_and_clear();
+    tally.show("got", output)
+}
+
+/// Into a temporary name, then renamed: a half-copied file never has the real name.
+async fn get_one(fs: &FileSystem, source: &AbsPath, target: &Path, force: bool, bar: &ProgressBar) -> Result<()> {
+    if !force && target.exists() {
+        return Err(err!(AlreadyExists, "{} exists already: use -f to replace it", target.display()));
+    }
+    let mut temporary = target.as_os_str().to_owned();
+    temporary.push(".forebay-part");
+    let temporary = PathBuf::from(temporary);
+    let file = fs.open(source).await?;
+    let mut out = tokio::fs::File::create(&temporary).await.map_err(at(temporary.display()))?;
+    let copied = file
+        .copy_to(0..u64::MAX, async |piece: Bytes| {
+            bar.inc(piece.len() as u64);
+            out.write_all(&piece).await.map_err(at("writing"))
+        })
+        .await;
+    let flushed = out.flush().await.map_err(at(temporary.display()));
+    if let Err(e) = copied.and(flushed) {
+        let _ = std::fs::remove_file(&temporary);
+        return Err(e);
+    }
+    std::fs::rename(&temporary, target).map_err(at(target.display()))
+}
+
+pub async fn cp(fs: &FileSystem, source: &AbsPath, target: &AbsPath, force: bool, output: Output) -> Result<()> {
+    let status = fs.get_status(source).await?;
+    let target = super::into_folder(fs, source, target.clone()).await?;
+    if target.starts_with(source) && status.folder {
+        return Err(err!(InvalidArgument, "{source} cannot be copied below itself"));
+    }
+    let entries = if status.folder { fs.list(source, true).await? } else { vec![status.clone()] };
+    let bar = output.progress("cp", entries.iter().map(|e| e.length).sum());
+    let options = CreateOptions { overwrite: force, recursive: true, ..CreateOptions::default() };
+    let mut tally = Tally::new();
+    if status.folder {
+        fs.mkdir(&target, true, true).await?;
+    }
+    for entry in entries {
+        let from = AbsPath::parse(&entry.path)?;
+        let relative = from.strip_prefix(source).unwrap_or_default();
+        let to = join_relative(&target, Path::new(std::ffi::OsStr::from_bytes(relative)))?;
+        if entry.folder {
+            fs.mkdir(&to, true, true).await?;
+            continue;
+        }
+        let file = fs.open(&from).await?;
+        let mut writer = fs.create(&to, &options).await?;
+        file.copy_to(0..u64::MAX, async |piece: Bytes| {
+            bar.inc(piece.len() as u64);
+            writer.write(&piece).await
+        })
+        .await?;
+        writer.close().await?;
+        tally.files += 1;
+        tally.bytes += entry.length;
+    }
+    bar.finish_and_clear();
+    tally.show("copied", output)
+}
+
+pub async fn load(fs: &FileSystem, path: &AbsPath, output: Output) -> Result<()> {
+    let entries: Vec<_> = fs.list(path, true).await?.into_iter().filter(|e| !e.folder).collect();
+    let bar = output.progress("load", entries.iter().map(|e| e.length).sum());
+    let mut tally = Tally::new();
+    let mut failures = Vec::new();
+    let mut waiting = entries.into_iter();
+    let mut running = tokio::task::JoinSet::new();
+    loop {
+        while running.len() < FILES_AT_ONCE {
+            let Some(entry) = waiting.next() else { break };
+            let (fs, bar) = (fs.clone(), bar.clone());
+            running.spawn(async move {
+                let path = AbsPath::parse(&entry.path)?;
+                let file = fs.open(&path).await?;
+                file.load(|bytes| bar.inc(bytes)).await?;
+                Ok::<u64, forebay_common::Error>(entry.length)
+            });
+        }
+        match running.join_next().await {
+            None => break,
+            Some(Ok(Ok(length))) => {
+                tally.files += 1;
+                tally.bytes += length;
+            }
+            Some(Ok(Err(e))) => failures.push(e),
+            Some(Err(e)) => failures.push(err!(Internal, "load task: {e}")),
+        }
+    }
+    bar.finish_and_clear();
+    for failure in failures.iter().take(10) {
+        eprintln!("forebay: {failure}");
+    }
+    tally.show("loaded", output)?;
+    match failures.len() {
+        0 => Ok(()),
+        n => Err(err!(UnderStore, "{n} files were not loaded")),
+    }
+}

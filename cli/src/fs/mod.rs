@@ -1,0 +1,144 @@
+//! `forebay fs …`
+
+mod copy;
+mod show;
+
+use crate::args::FsCommand;
+use crate::output::{self, Output};
+use forebay_client::{CreateOptions, FileSystem};
+use forebay_common::config::ClientConfig;
+use forebay_common::{AbsPath, ErrorKind, Result, err};
+use forebay_proto::SetAttributesRequest;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+/// Runs one command, then reports what the client counted.
+pub async fn run(command: FsCommand, config: &ClientConfig, output: Output) -> Result<ExitCode> {
+    let fs = FileSystem::connect(config).await?;
+    let result = dispatch(&fs, command, output).await;
+    let flushed = fs.flush().await;
+    if let (Ok(_), Err(e)) = (&result, flushed) {
+        tracing::warn!(error = %e, "the bytes this command moved were not reported to the master");
+    }
+    result
+}
+
+fn path(raw: &str) -> Result<AbsPath> {
+    AbsPath::parse(raw)
+}
+
+async fn dispatch(fs: &FileSystem, command: FsCommand, output: Output) -> Result<ExitCode> {
+    match command {
+        FsCommand::Ls { path: p, recursive } => show::ls(fs, &path(&p)?, recursive, output).await?,
+        FsCommand::Stat { path: p } => show::stat(fs, &path(&p)?, output).await?,
+        FsCommand::Location { path: p } => show::location(fs, &path(&p)?, output).await?,
+        FsCommand::Du { path: p, summary } => show::du(fs, &path(&p)?, summary, output).await?,
+        FsCommand::Df => show::df(fs, output).await?,
+        FsCommand::Count { path: p } => show::count(fs, &path(&p)?, output).await?,
+        FsCommand::Cat { path: p, offset, length } => copy::cat(fs, &path(&p)?, offset, length.unwrap_or(u64::MAX)).await?,
+        FsCommand::Head { path: p, bytes } => copy::cat(fs, &path(&p)?, 0, bytes).await?,
+        FsCommand::Tail { path: p, bytes } => copy::tail(fs, &path(&p)?, bytes).await?,
+        FsCommand::Cp { source, target, force } => copy::cp(fs, &path(&source)?, &path(&target)?, force, output).await?,
+        FsCommand::Put { source, target, force, write_type } => {
+            let options = CreateOptions { overwrite: force, recursive: true, write_type: write_type.unwrap_or_default(), ..CreateOptions::default() };
+            copy::put(fs, &source, &path(&target)?, &options, output).await?;
+        }
+        FsCommand::Get { source, target, force } => copy::get(fs, &path(&source)?, &target, force, output).await?,
+        FsCommand::Load { path: p } => copy::load(fs, &path(&p)?, output).await?,
+        FsCommand::Mv { source, target, force } => {
+            let (source, target) = (path(&source)?, into_folder(fs, &path(&source)?, path(&target)?).await?);
+            fs.rename(&source, &target, force).await?;
+        }
+        FsCommand::Rm { paths, recursive } => {
+            for p in paths {
+                fs.delete(&path(&p)?, recursive).await?;
+            }
+        }
+        FsCommand::Mkdir { paths, parents } => {
+            for p in paths {
+                fs.mkdir(&path(&p)?, parents, parents).await?;
+            }
+        }
+        FsCommand::Touch { path: p } => touch(fs, &path(&p)?).await?,
+        FsCommand::Test { path: p, exists, directory, file, size, zero } => return test(fs, &path(&p)?, [exists, directory, file, size, zero]).await,
+        FsCommand::Chmod { mode, path: p } => {
+            let bits = u32::from_str_radix(&mode, 8).map_err(|_| err!(InvalidArgument, "mode {mode:?} is not an octal number like 0644"))?;
+            fs.set_attributes(&path(&p)?, SetAttributesRequest { mode: Some(bits), ..Default::default() }).await?;
+        }
+        FsCommand::Chown { owner, path: p } => {
+            let (owner, group) = owner.split_once(':').map_or((owner.as_str(), None), |(o, g)| (o, Some(g.to_owned())));
+            let owner = (!owner.is_empty()).then(|| owner.to_owned());
+            fs.set_attributes(&path(&p)?, SetAttributesRequest { owner, group, ..Default::default() }).await?;
+        }
+        FsCommand::Mount { path: None, .. } => mounts(fs, output).await?,
+        FsCommand::Mount { path: Some(p), uri: Some(uri), read_only, options } => {
+            fs.mount(&path(&p)?, &uri, read_only, parse_options(&options)?).await?;
+            output.show(&json!({ "mounted": p, "uri": uri }), || output::line(&format!("mounted {uri} on {p}")))?;
+        }
+        FsCommand::Mount { path: Some(p), uri: None, .. } => {
+            return Err(err!(InvalidArgument, "what is to be mounted on {p}? write: forebay fs mount {p} s3://BUCKET/PREFIX"));
+        }
+        FsCommand::Unmount { path: p } => fs.unmount(&path(&p)?).await?,
+        FsCommand::Free { path: p } => {
+            let freed = fs.free(&path(&p)?).await?;
+            let text = format!("{} cached blocks of {} files are dropped", freed.blocks, freed.files);
+            output.show(&json!({ "files": freed.files, "blocks": freed.blocks }), || output::line(&text))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn parse_options(raw: &[String]) -> Result<BTreeMap<String, String>> {
+    raw.iter()
+        .map(|o| o.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).ok_or_else(|| err!(InvalidArgument, "--option {o:?}: write KEY=VALUE")))
+        .collect()
+}
+
+/// `mv a /folder` means `/folder/a`.
+pub async fn into_folder(fs: &FileSystem, source: &AbsPath, target: AbsPath) -> Result<AbsPath> {
+    match (fs.get_status(&target).await, source.name()) {
+        (Ok(status), Some(name)) if status.folder => target.join(name),
+        _ => Ok(target),
+    }
+}
+
+async fn touch(fs: &FileSystem, path: &AbsPath) -> Result<()> {
+    match fs.touch(path, &CreateOptions::default()).await {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists || e.kind() == ErrorKind::IsADirectory => {
+            let request = SetAttributesRequest { modified_ms: Some(forebay_common::clock::now_ms()), ..Default::default() };
+            fs.set_attributes(path, request).await.map(drop)
+        }
+        other => other.map(drop),
+    }
+}
+
+async fn test(fs: &FileSystem, path: &AbsPath, [exists, directory, file, size, zero]: [bool; 5]) -> Result<ExitCode> {
+    if !(exists || directory || file || size || zero) {
+        return Err(err!(InvalidArgument, "say what to test: -e, -d, -f, -s or -z"));
+    }
+    let status = match fs.get_status(path).await {
+        Ok(status) => status,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(ExitCode::FAILURE),
+        Err(e) => return Err(e),
+    };
+    let filled = if status.folder { size && !fs.list(path, false).await?.is_empty() } else { status.length > 0 };
+    let holds = (!directory || status.folder) && (!file || !status.folder) && (!size || filled) && (!zero || (!status.folder && status.length == 0));
+    Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn mounts(fs: &FileSystem, output: Output) -> Result<()> {
+    let mounts = fs.list_mounts().await?;
+    let text = |raw: &[u8]| String::from_utf8_lossy(raw).into_owned();
+    let json: Vec<_> = mounts
+        .iter()
+        .map(|m| json!({ "path": text(&m.path), "uri": m.uri, "read_only": m.read_only, "options": m.options.iter().collect::<BTreeMap<_, _>>() }))
+        .collect();
+    output.show(&json!(json), || {
+        output::table(&["PATH", "UNDER STORE", "MODE", "OPTIONS"], &[], mounts.iter().map(|m| {
+            let options: BTreeMap<_, _> = m.options.iter().collect();
+            let options = options.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ");
+            vec![text(&m.path), m.uri.clone(), if m.read_only { "read-only" } else { "read-write" }.to_owned(), options]
+        }))
+    })
+}

@@ -1,0 +1,48 @@
+//! `forebay`: one binary for every role and every command. Exit codes: 0, 1 (failed), 2 (usage).
+
+mod args;
+mod config_cmd;
+mod doctor;
+mod fs;
+mod output;
+mod report;
+mod roles;
+
+use args::{Cli, Command};
+use clap::Parser;
+use forebay_common::{Result, config, telemetry};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("forebay: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    telemetry::init(cli.log_filter())?;
+    let loaded = config::load(cli.config.as_deref(), &cli.flags()?)?;
+    let runtime = match cli.command {
+        Command::Local(_) | Command::Master | Command::Worker(_) => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+        _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+    };
+    let runtime = runtime.map_err(forebay_common::error::at("starting the runtime"))?;
+    runtime.block_on(async {
+        let output = output::Output { json: cli.json };
+        match cli.command {
+            Command::Local(args) => roles::local(loaded.config, args).await.map(|()| ExitCode::SUCCESS),
+            Command::Master => roles::master(loaded.config).await.map(|()| ExitCode::SUCCESS),
+            Command::Worker(_) => roles::worker(loaded.config).await.map(|()| ExitCode::SUCCESS),
+            Command::Mount { mountpoint } => forebay_fuse::mount(&mountpoint).map(|()| ExitCode::SUCCESS),
+            Command::Fs(command) => fs::run(command, &loaded.config.client, output).await,
+            Command::Fsadmin(command) => report::run(command, &loaded.config.client, output).await,
+            Command::Bench(options) => forebay_bench::run(options, &loaded.config.client, cli.json).await.map(|()| ExitCode::SUCCESS),
+            Command::Config(command) => config_cmd::run(&command, &loaded, output).map(|()| ExitCode::SUCCESS),
+        }
+    })
+}

@@ -1,0 +1,121 @@
+//! `forebay fsadmin report`.
+
+use crate::args::{FsadminCommand, ReportKind};
+use crate::doctor;
+use crate::output::{self, Output, bytes, percent, time};
+use forebay_client::FileSystem;
+use forebay_common::Result;
+use forebay_common::config::ClientConfig;
+use forebay_proto::{ReportResponse, TierUsage, WorkerReport};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+pub async fn run(command: FsadminCommand, config: &ClientConfig, output: Output) -> Result<ExitCode> {
+    let fs = FileSystem::connect(config).await?;
+    match command {
+        FsadminCommand::Doctor => return doctor::run(&fs, config, output).await,
+        FsadminCommand::Report { kind } => {
+            let report = fs.report().await?;
+            match kind {
+                ReportKind::Summary => summary(&report, output)?,
+                ReportKind::Capacity => capacity(&report, output)?,
+                ReportKind::Metrics => metrics(&report, output)?,
+                ReportKind::Ufs => ufs(&report, output)?,
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `host:port`, for people.
+pub fn name(worker: &WorkerReport) -> String {
+    worker.address.as_ref().map_or_else(String::new, |a| format!("{}:{}", a.host, a.data_port))
+}
+
+fn tiers_json(tiers: &[TierUsage]) -> Value {
+    let one = |t: &TierUsage| json!({ "total_bytes": t.total_bytes, "used_bytes": t.used_bytes, "zombie_bytes": t.zombie_bytes, "blocks": t.blocks });
+    Value::Object(tiers.iter().map(|t| (t.tier.clone(), one(t))).collect::<Map<_, _>>())
+}
+
+fn sum_tiers(report: &ReportResponse) -> Vec<TierUsage> {
+    let mut sums: BTreeMap<String, TierUsage> = BTreeMap::new();
+    for tier in report.workers.iter().filter(|w| !w.lost).flat_map(|w| &w.tiers) {
+        let sum = sums.entry(tier.tier.clone()).or_insert_with(|| TierUsage { tier: tier.tier.clone(), ..TierUsage::default() });
+        sum.total_bytes += tier.total_bytes;
+        sum.used_bytes += tier.used_bytes;
+        sum.zombie_bytes += tier.zombie_bytes;
+        sum.blocks += tier.blocks;
+    }
+    sums.into_values().collect()
+}
+
+fn summary(report: &ReportResponse, output: Output) -> Result<()> {
+    let tiers = sum_tiers(report);
+    let live = report.workers.iter().filter(|w| !w.lost).count();
+    let (total, used): (u64, u64) = (tiers.iter().map(|t| t.total_bytes).sum(), tiers.iter().map(|t| t.used_bytes).sum());
+    let json = json!({
+        "version": report.version, "started_ms": report.started_ms, "live_workers": live, "lost_workers": report.workers.len() - live,
+        "files": report.files, "folders": report.folders, "mounts": report.ufs.len(), "total_bytes": total, "used_bytes": used,
+        "journal_index": report.applied_index, "pending_changes": report.pending_changes, "warnings": report.warnings,
+    });
+    output.show(&json, || {
+        let row = |key: &str, value: String| vec![key.to_owned(), value];
+        let mut rows = vec![
+            row("Version", report.version.clone()),
+            row("Master up since", format!("{} UTC", time(report.started_ms))),
+            row("Workers", format!("{live} live, {} lost", report.workers.len() - live)),
+            row("Namespace", format!("{} files, {} folders, {} mounts", report.files, report.folders, report.ufs.len())),
+            row("Cache", format!("{} of {} used ({}%)", bytes(used), bytes(total), if total == 0 { 0 } else { percent(used, total) })),
+            row("Journal", format!("entry {} applied", report.applied_index)),
+            row("Changes on their way to under stores", report.pending_changes.to_string()),
+        ];
+        rows.extend(report.warnings.iter().map(|w| row("Warning", w.clone())));
+        output::table(&[], &[], rows)
+    })
+}
+
+fn capacity(report: &ReportResponse, output: Output) -> Result<()> {
+    let tiers = sum_tiers(report);
+    let workers: Vec<Value> = report
+        .workers
+        .iter()
+        .map(|w| {
+            let id = w.address.as_ref().map_or(0, |a| a.worker_id);
+            json!({ "name": name(w), "worker": format!("{id:016x}"), "lost": w.lost, "last_heartbeat_ms": w.last_heartbeat_ms, "silent_ms": w.silent_ms, "tiers": tiers_json(&w.tiers) })
+        })
+        .collect();
+    let (total, used): (u64, u64) = (tiers.iter().map(|t| t.total_bytes).sum(), tiers.iter().map(|t| t.used_bytes).sum());
+    let json = json!({ "total_bytes": total, "used_bytes": used, "tiers": tiers_json(&tiers), "workers": workers });
+    output.show(&json, || {
+        let row = |name: &str, heard: String, t: &TierUsage| {
+            vec![name.to_owned(), heard, t.tier.clone(), bytes(t.total_bytes), bytes(t.used_bytes), bytes(t.zombie_bytes), t.blocks.to_string()]
+        };
+        let mut rows: Vec<Vec<String>> = tiers.iter().map(|t| row("all workers", String::new(), t)).collect();
+        for worker in &report.workers {
+            let heard = if worker.lost { format!("LOST, {} s ago", worker.silent_ms / 1000) } else { format!("{} ms ago", worker.silent_ms) };
+            rows.extend(worker.tiers.iter().map(|t| row(&name(worker), heard.clone(), t)));
+        }
+        output::table(&["WORKER", "LAST HEARTBEAT", "TIER", "SIZE", "USED", "HELD AFTER EVICTION", "BLOCKS"], &[3, 4, 5, 6], rows)
+    })
+}
+
+fn metrics(report: &ReportResponse, output: Output) -> Result<()> {
+    let map: Map<String, Value> = report.metrics.iter().map(|m| (m.name.clone(), m.value.into())).collect();
+    output.show(&Value::Object(map), || output::table(&["METRIC", "VALUE"], &[1], report.metrics.iter().map(|m| vec![m.name.clone(), m.value.to_string()])))
+}
+
+fn ufs(report: &ReportResponse, output: Output) -> Result<()> {
+    let path = |raw: &[u8]| String::from_utf8_lossy(raw).into_owned();
+    let json: Vec<Value> = report
+        .ufs
+        .iter()
+        .map(|u| json!({ "path": path(&u.path), "uri": u.uri, "read_only": u.read_only, "reachable": u.reachable, "error": u.error, "unshown_objects": u.unshown_objects }))
+        .collect();
+    output.show(&json!(json), || {
+        output::table(&["PATH", "UNDER STORE", "MODE", "STATE", "NOT SHOWN"], &[4], report.ufs.iter().map(|u| {
+            let state = if u.reachable { "reachable".to_owned() } else { u.error.clone() };
+            vec![path(&u.path), u.uri.clone(), if u.read_only { "read-only" } else { "read-write" }.to_owned(), state, u.unshown_objects.to_string()]
+        }))
+    })
+}

@@ -1,0 +1,98 @@
+//! `forebay local`, `master`, `worker`: start, serve until a signal, stop.
+
+use crate::args::LocalArgs;
+use crate::output::{bytes, line};
+use forebay_common::config::Config;
+use forebay_common::error::at;
+use forebay_common::{Result, err};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Limit of a graceful stop; what is left then is cut off.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long `local` waits for its worker to register.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
+
+async fn until_signal() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(at("signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(at("signals"))?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// The master alone.
+pub async fn master(config: Config) -> Result<()> {
+    let shutdown = CancellationToken::new();
+    let master = forebay_master::start(&config, shutdown.clone()).await?;
+    line(&format!("master is up at {}, metrics at http://{}/metrics", master.rpc_addr, master.web_addr))?;
+    until_signal().await?;
+    shutdown.cancel();
+    drain(master.stopped()).await;
+    Ok(())
+}
+
+/// A worker alone.
+pub async fn worker(config: Config) -> Result<()> {
+    let shutdown = CancellationToken::new();
+    let worker = forebay_worker::start(&config, shutdown.clone()).await?;
+    line(&format!(
+        "worker {:016x} is up at {}, socket {}, metrics at http://{}/metrics; it reports to {}",
+        worker.id.get(),
+        worker.data_addr,
+        worker.socket_path.display(),
+        worker.web_addr,
+        config.client.master
+    ))?;
+    until_signal().await?;
+    shutdown.cancel();
+    drain(worker.stopped()).await;
+    Ok(())
+}
+
+async fn drain(stopped: impl Future<Output = ()>) {
+    if tokio::time::timeout(DRAIN, stopped).await.is_err() {
+        tracing::warn!("stopping took longer than {} s; what is left is cut off", DRAIN.as_secs());
+    }
+}
+
+/// Both in one process.
+pub async fn local(mut config: Config, args: LocalArgs) -> Result<()> {
+    let started = Instant::now();
+    config.mount.extend(args.mounts()?);
+    let shutdown = CancellationToken::new();
+    let master = forebay_master::start(&config, shutdown.clone()).await?;
+    config.client.master = master.rpc_addr.to_string();
+    let mut worker = forebay_worker::start(&config, shutdown.clone()).await?;
+    tokio::time::timeout(REGISTER_TIMEOUT, worker.registered())
+        .await
+        .map_err(|_| err!(Timeout, "the worker did not register within {} s", REGISTER_TIMEOUT.as_secs()))??;
+    let address = master.rpc_addr;
+    let flag = if address.port() == 19998 { String::new() } else { format!("--master {address} ") };
+    line(&format!(
+        "Forebay is up after {} ms: master {address}, MEM tier {} in {}\n\
+         data in {}; blocks stay in the tier when this stops (umount {} frees their memory)\n\
+         Try:\n\
+         \x20 forebay {flag}fs ls /\n\
+         \x20 forebay {flag}fs mount /s3 s3://BUCKET/PREFIX --option endpoint=URL --option region=REGION --option access_key_id=KEY --option secret_access_key=SECRET\n\
+         \x20 forebay {flag}fs put README.md /readme && forebay {flag}fs stat /readme\n\
+         \x20 forebay {flag}fsadmin report        forebay {flag}fsadmin doctor\n\
+         Stop with ctrl-c.",
+        started.elapsed().as_millis(),
+        bytes(config.worker.mem_quota.as_u64()),
+        worker.mem_dir.display(),
+        config.master.data_dir.display(),
+        worker.mem_dir.display(),
+    ))?;
+    until_signal().await?;
+    shutdown.cancel();
+    drain(async {
+        worker.stopped().await;
+        master.stopped().await;
+    })
+    .await;
+    Ok(())
+}

@@ -1,0 +1,382 @@
+//! `FileSystem`: the namespace, and the door to readers and writers. Cheap to clone.
+
+use crate::block::Pool;
+use crate::counters::Counters;
+use crate::master::Master;
+use crate::reader::FileReader;
+use crate::writer::FileWriter;
+use forebay_common::config::ClientConfig;
+use forebay_common::{AbsPath, Result, WorkerId, err};
+use forebay_proto::*;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tonic::Request;
+
+/// Counters are reported, closed grants told and leases looked after this often.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// How a file is made.
+#[derive(Clone, Debug, Default)]
+pub struct CreateOptions {
+    /// Replace a file that is there.
+    pub overwrite: bool,
+    /// Make missing folders.
+    pub recursive: bool,
+    /// Permission bits; 0 takes 0644.
+    pub mode: u32,
+    /// Bytes per block; 0 takes the mount's.
+    pub block_size_bytes: u64,
+    /// `through`, `cache_only`, `ufs_only`; empty takes `client.write_type`.
+    pub write_type: String,
+}
+
+/// A worker of this machine, as it said hello.
+#[derive(Clone, Debug)]
+pub struct LocalWorker {
+    /// Its id.
+    pub id: WorkerId,
+    /// Descriptors come through a read-only mount.
+    pub read_only_mount: bool,
+    /// Its MEM tier is on huge pages.
+    pub huge_pages: bool,
+}
+
+pub(crate) struct Inner {
+    pub master: Master,
+    pub pool: Pool,
+    pub counters: Counters,
+    pub config: ClientConfig,
+    leases: Mutex<HashMap<u64, Instant>>,
+}
+
+/// A connected client.
+#[derive(Clone)]
+pub struct FileSystem {
+    pub(crate) inner: Arc<Inner>,
+}
+
+fn raw(path: &AbsPath) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(path.as_bytes())
+}
+
+fn status(answer: GetStatusResponse) -> Result<FileStatus> {
+    answer.status.ok_or_else(|| err!(Internal, "the master answered without a status"))
+}
+
+impl FileSystem {
+    /// Connects. Errors: an address that is none; the master itself is called when first used.
+    pub async fn connect(config: &ClientConfig) -> Result<FileSystem> {
+        let inner = Arc::new(Inner {
+            master: Master::new(config)?,
+            pool: Pool::new(config.clone()),
+            counters: Counters::default(),
+            config: config.clone(),
+            leases: Mutex::default(),
+        });
+        tokio::spawn(housekeeping(Arc::downgrade(&inner)));
+        Ok(FileSystem { inner })
+    }
+
+    /// What was counted and not reported yet.
+    pub fn counters(&self) -> &Counters {
+        &self.inner.counters
+    }
+
+    /// Reports counters and closed grants now. A client that exits calls this first.
+    pub async fn flush(&self) -> Result<()> {
+        self.inner.pool.flush_closes().await;
+        self.inner.report_counters().await
+    }
+
+    /// Workers whose socket answers on this machine.
+    pub async fn local_workers(&self) -> Vec<LocalWorker> {
+        self.inner.pool.local_workers().await;
+        let hellos = self.inner.pool.hellos().await.into_iter().filter(|(_, domain)| *domain);
+        hellos.map(|(h, _)| LocalWorker { id: WorkerId(h.worker_id), read_only_mount: h.grants_read_only_mount, huge_pages: h.mem_huge_pages }).collect()
+    }
+
+    /// Attributes of a file or folder.
+    pub async fn get_status(&self, path: &AbsPath) -> Result<FileStatus> {
+        status(self.get_status_with_blocks(path, false).await?)
+    }
+
+    /// Attributes, blocks with their locations, and the live workers.
+    pub async fn get_status_with_blocks(&self, path: &AbsPath, with_blocks: bool) -> Result<GetStatusResponse> {
+        let m = &self.inner.master;
+        m.ask(|caller| {
+            let request = GetStatusRequest { caller, path: raw(path), with_blocks };
+            let mut files = m.files.clone();
+            async move { files.get_status(request).await }
+        })
+        .await
+    }
+
+    /// Whether something is there.
+    pub async fn exists(&self, path: &AbsPath) -> Result<bool> {
+        match self.get_status(path).await {
+            Ok(_) => Ok(true),
+            Err(e) if matches!(e.kind(), forebay_common::ErrorKind::NotFound | forebay_common::ErrorKind::NotADirectory) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The entries of a folder (of a file, itself), by name; of everything below it when `recursive`.
+    pub async fn list(&self, path: &AbsPath, recursive: bool) -> Result<Vec<FileStatus>> {
+        let mut all = Vec::new();
+        self.list_each(path, recursive, |batch| {
+            all.extend(batch);
+            Ok(())
+        })
+        .await?;
+        Ok(all)
+    }
+
+    /// The same, batch by batch.
+    pub async fn list_each(&self, path: &AbsPath, recursive: bool, mut each: impl FnMut(Vec<FileStatus>) -> Result<()>) -> Result<()> {
+        let m = &self.inner.master;
+        let mut stream = m
+            .ask(|caller| {
+                let request = ListRequest { caller, path: raw(path), recursive };
+                let mut files = m.files.clone();
+                async move { files.list(request).await }
+            })
+            .await?;
+        while let Some(message) = stream.message().await.map_err(|s| forebay_proto::convert::from_status(&s))? {
+            each(message.entries)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a folder.
+    pub async fn mkdir(&self, path: &AbsPath, recursive: bool, exist_ok: bool) -> Result<FileStatus> {
+        let m = &self.inner.master;
+        let answer = m
+            .change(|caller| {
+                let request = MkdirRequest { caller, path: raw(path), recursive, exist_ok, mode: 0 };
+                let mut files = m.files.clone();
+                async move { files.mkdir(request).await }
+            })
+            .await?;
+        status(answer)
+    }
+
+    /// Deletes a file, an empty folder, or with `recursive` a folder with all below it.
+    pub async fn delete(&self, path: &AbsPath, recursive: bool) -> Result<()> {
+        let m = &self.inner.master;
+        m.change(|caller| {
+            let request = DeleteRequest { caller, path: raw(path), recursive };
+            let mut files = m.files.clone();
+            async move { files.delete(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Moves a file or folder; with `overwrite` over a file or an empty folder.
+    pub async fn rename(&self, source: &AbsPath, target: &AbsPath, overwrite: bool) -> Result<()> {
+        let m = &self.inner.master;
+        m.change(|caller| {
+            let request = RenameRequest { caller, source: raw(source), target: raw(target), overwrite };
+            let mut files = m.files.clone();
+            async move { files.rename(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Changes attributes; `request`'s caller and path are filled in.
+    pub async fn set_attributes(&self, path: &AbsPath, request: SetAttributesRequest) -> Result<FileStatus> {
+        let m = &self.inner.master;
+        let answer = m
+            .change(|caller| {
+                let request = SetAttributesRequest { caller, path: raw(path), ..request.clone() };
+                let mut files = m.files.clone();
+                async move { files.set_attributes(request).await }
+            })
+            .await?;
+        status(answer)
+    }
+
+    /// Drops the cached bytes of a file or of all files below a folder; what is in no under store stays.
+    pub async fn free(&self, path: &AbsPath) -> Result<FreeResponse> {
+        let m = &self.inner.master;
+        m.ask(|caller| {
+            let request = FreeRequest { caller, path: raw(path) };
+            let mut files = m.files.clone();
+            async move { files.free(request).await }
+        })
+        .await
+    }
+
+    /// Mounts an under store.
+    pub async fn mount(&self, path: &AbsPath, uri: &str, read_only: bool, options: BTreeMap<String, String>) -> Result<()> {
+        let m = &self.inner.master;
+        m.change(|caller| {
+            let request = MountRequest { caller, path: raw(path), uri: uri.to_owned(), read_only, options: options.clone().into_iter().collect() };
+            let mut files = m.files.clone();
+            async move { files.mount(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Unmounts; nothing in the under store changes.
+    pub async fn unmount(&self, path: &AbsPath) -> Result<()> {
+        let m = &self.inner.master;
+        m.change(|caller| {
+            let request = UnmountRequest { caller, path: raw(path) };
+            let mut files = m.files.clone();
+            async move { files.unmount(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// The mount table, secrets hidden.
+    pub async fn list_mounts(&self) -> Result<Vec<MountPoint>> {
+        let m = &self.inner.master;
+        let answer = m
+            .ask(|caller| {
+                let mut files = m.files.clone();
+                async move { files.list_mounts(ListMountsRequest { caller }).await }
+            })
+            .await?;
+        Ok(answer.mounts)
+    }
+
+    /// The cluster's report.
+    pub async fn report(&self) -> Result<ReportResponse> {
+        let m = &self.inner.master;
+        m.ask(|caller| {
+            let mut admin = m.admin.clone();
+            async move { admin.report(ReportRequest { caller }).await }
+        })
+        .await
+    }
+
+    /// Asks the master for its clock and state; with the time the question took.
+    pub async fn ping(&self) -> Result<(PingResponse, Duration)> {
+        let at = Instant::now();
+        let mut admin = self.inner.master.admin.clone();
+        let mut request = Request::new(PingRequest {});
+        request.set_timeout(Duration::from_secs(5));
+        let answer = tokio::time::timeout(Duration::from_secs(5), admin.ping(request))
+            .await
+            .map_err(|_| err!(Timeout, "master {} does not answer within 5 s", self.inner.master.address()))?
+            .map_err(|s| forebay_proto::convert::from_status(&s).context(format!("master {}", self.inner.master.address())))?;
+        Ok((answer.into_inner(), at.elapsed()))
+    }
+
+    /// Whether a worker answers on its data port. Returns the time it took.
+    pub async fn ping_worker(&self, address: &WorkerAddress) -> Result<Duration> {
+        let at = Instant::now();
+        self.inner.pool.network(address).await?;
+        Ok(at.elapsed())
+    }
+
+    /// Tries to reach a worker through its Unix socket; the error says why not.
+    pub async fn try_socket(&self, address: &WorkerAddress) -> Result<()> {
+        self.inner.pool.domain(address).await.map(drop)
+    }
+
+    /// Opens a file for reading.
+    pub async fn open(&self, path: &AbsPath) -> Result<FileReader> {
+        let answer = self.inner.open(path).await?;
+        FileReader::new(self.inner.clone(), path.clone(), answer)
+    }
+
+    /// Makes a file and opens it for writing. It appears whole, when `close` returns.
+    pub async fn create(&self, path: &AbsPath, options: &CreateOptions) -> Result<FileWriter> {
+        FileWriter::create(self.inner.clone(), path, options).await
+    }
+
+    /// Makes an empty file.
+    pub async fn touch(&self, path: &AbsPath, options: &CreateOptions) -> Result<FileStatus> {
+        self.create(path, options).await?.close().await
+    }
+}
+
+impl Inner {
+    pub async fn local_ids(&self) -> Vec<u64> {
+        self.pool.local_workers().await.into_iter().map(WorkerId::get).collect()
+    }
+
+    pub async fn open(&self, path: &AbsPath) -> Result<OpenResponse> {
+        let local_workers = self.local_ids().await;
+        let m = &self.master;
+        m.ask(|caller| {
+            let request = OpenRequest { caller, path: raw(path), local_workers: local_workers.clone() };
+            let mut files = m.files.clone();
+            async move { files.open(request).await }
+        })
+        .await
+    }
+
+    /// Keeps a lease alive until `end_lease`.
+    pub fn keep_lease(&self, lease_id: u64, ttl_ms: u64) {
+        let mut leases = self.leases.lock().unwrap_or_else(|e| e.into_inner());
+        leases.insert(lease_id, Instant::now() + Duration::from_millis(ttl_ms / 3));
+    }
+
+    pub fn end_lease(&self, lease_id: u64) {
+        self.leases.lock().unwrap_or_else(|e| e.into_inner()).remove(&lease_id);
+    }
+
+    async fn renew_leases(&self) {
+        let due: Vec<u64> = {
+            let leases = self.leases.lock().unwrap_or_else(|e| e.into_inner());
+            leases.iter().filter(|(_, due)| **due <= Instant::now()).map(|(id, _)| *id).collect()
+        };
+        if due.is_empty() {
+            return;
+        }
+        let m = &self.master;
+        let renewed = m
+            .change(|caller| {
+                let request = RenewLeaseRequest { caller, lease_ids: due.clone() };
+                let mut files = m.files.clone();
+                async move { files.renew_lease(request).await }
+            })
+            .await;
+        let mut leases = self.leases.lock().unwrap_or_else(|e| e.into_inner());
+        match renewed {
+            Ok(_) => due.iter().for_each(|id| {
+                if let Some(next) = leases.get_mut(id) {
+                    *next = Instant::now() + Duration::from_secs(15);
+                }
+            }),
+            Err(e) => tracing::warn!(error = %e, "leases were not renewed"),
+        }
+    }
+
+    async fn report_counters(&self) -> Result<()> {
+        let counters = self.counters.take();
+        if counters.is_empty() {
+            return Ok(());
+        }
+        let m = &self.master;
+        let reported = m
+            .ask(|caller| {
+                let request = ClientCounters { caller, counters: counters.clone() };
+                let mut admin = m.admin.clone();
+                async move { admin.add_client_counters(request).await }
+            })
+            .await;
+        reported.map(drop).inspect_err(|_| self.counters.put_back(&counters))
+    }
+}
+
+async fn housekeeping(inner: std::sync::Weak<Inner>) {
+    let mut tick = tokio::time::interval(HOUSEKEEPING);
+    tick.tick().await;
+    loop {
+        tick.tick().await;
+        let Some(inner) = inner.upgrade() else { return };
+        inner.pool.flush_closes().await;
+        inner.renew_leases().await;
+        if let Err(e) = inner.report_counters().await {
+            tracing::debug!(error = %e, "counters are reported later");
+        }
+    }
+}

@@ -1,0 +1,520 @@
+//! `FileReader`: the bytes of one version of a file.
+//!
+//! Each block has its locations from the master, nearest first. A block granted by a worker of this machine is read from
+//! its mapping with no call; others are streamed. `read_at` is for random access; `read` and `next_bytes` are sequential
+//! and have bytes fetched ahead. When every source of a block failed, the file is looked up again (the same version
+//! only) and tried on, until `client.call_timeout_ms`.
+
+use crate::block::{Connection, LocalBlock, Source, check_piece};
+use crate::counters::add;
+use crate::file_system::Inner;
+use bytes::{Bytes, BytesMut};
+use forebay_common::{AbsPath, BlockId, Error, ErrorKind, Result, err};
+use forebay_proto::data_request::Op;
+use forebay_proto::data_response::Op as Answer;
+use forebay_proto::{BadChunk, BlockInfo, FileStatus, Fill, OpenResponse, ReadBlock, WorkerAddress};
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+/// Bytes of one streamed request.
+const REQUEST_BYTES: u64 = 2 << 20;
+/// Bytes that `next_bytes` returns at most.
+const PIECE_BYTES: usize = 1 << 20;
+/// Bytes that one request of `load` asks for.
+const LOAD_BYTES: u64 = 16 << 20;
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+struct Located {
+    blocks: Vec<BlockInfo>,
+    workers: HashMap<u64, (WorkerAddress, Bytes)>,
+}
+
+/// An open file. Reads through a shared reference may run at the same time.
+pub struct FileReader {
+    inner: Arc<Inner>,
+    path: AbsPath,
+    status: FileStatus,
+    located: RwLock<Arc<Located>>,
+    local: Vec<RwLock<Option<Arc<LocalBlock>>>>,
+    sequential: Mutex<Sequential>,
+}
+
+#[derive(Default)]
+struct Sequential {
+    position: u64,
+    filled_to: u64,
+}
+
+/// A range asked for and not read yet.
+struct Ahead {
+    block: usize,
+    range: Range<u64>,
+    answers: crate::block::Answers,
+    source: Source,
+}
+
+fn locate(answer: &mut OpenResponse) -> Located {
+    let blocks = std::mem::take(&mut answer.blocks);
+    let workers = std::mem::take(&mut answer.workers).into_iter().filter_map(|w| Some((w.address.as_ref()?.worker_id, (w.address?, w.token)))).collect();
+    Located { blocks, workers }
+}
+
+impl FileReader {
+    pub(crate) fn new(inner: Arc<Inner>, path: AbsPath, mut answer: OpenResponse) -> Result<FileReader> {
+        let located = locate(&mut answer);
+        let status = answer.status.ok_or_else(|| err!(Internal, "the master answered without a status"))?;
+        let local = (0..located.blocks.len()).map(|_| RwLock::default()).collect();
+        Ok(FileReader { inner, path, status, local, located: RwLock::new(Arc::new(located)), sequential: Mutex::default() })
+    }
+
+    /// Bytes in the file.
+    pub fn length(&self) -> u64 {
+        self.status.length
+    }
+
+    /// The status at opening.
+    pub fn status(&self) -> &FileStatus {
+        &self.status
+    }
+
+    fn located(&self) -> Arc<Located> {
+        self.located.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Block number and range within it, for as much of `offset..offset + length` as lies in one block.
+    fn within_block(&self, offset: u64, length: usize) -> (usize, Range<u64>) {
+        let block = offset / self.status.block_size_bytes;
+        let start = offset - block * self.status.block_size_bytes;
+        let end = (start + length as u64).min(self.status.block_size_bytes).min(self.status.length - block * self.status.block_size_bytes);
+        (block as usize, start..end)
+    }
+
+    /// Fills `out` from `offset` on; returns how many bytes there were before the end of the file.
+    pub async fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        let wanted = usize::try_from(self.status.length.saturating_sub(offset)).unwrap_or(usize::MAX).min(out.len());
+        let mut done = 0;
+        while done < wanted {
+            let (block, range) = self.within_block(offset + done as u64, wanted - done);
+            let length = (range.end - range.start) as usize;
+            let part = &mut out[done..done + length];
+            if !self.read_mapped(block, range.clone(), part)? {
+                self.read_slowly(block, range, part).await?;
+            }
+            done += length;
+        }
+        Ok(wanted)
+    }
+
+    /// Bytes without a copy where the block is mapped here and the range lies in one block; else with one.
+    pub async fn slice(&self, offset: u64, length: usize) -> Result<Bytes> {
+        let wanted = usize::try_from(self.status.length.saturating_sub(offset)).unwrap_or(usize::MAX).min(length);
+        if wanted == 0 {
+            return Ok(Bytes::new());
+        }
+        let (block, range) = self.within_block(offset, wanted);
+        if (range.end - range.start) as usize == wanted {
+            if self.held(block).is_none_or(|l| l.missing(range.clone()).is_some()) {
+                // Whatever goes wrong here is met again, and tried on other ways, below.
+                let _ = self.make_present(block, range.clone(), range.clone()).await;
+            }
+            if let Some(local) = self.held(block)
+                && local.missing(range.clone()).is_none()
+                && let Ok(bytes) = local.slice(range.start, wanted)
+            {
+                add(&self.inner.counters.read_domain, wanted);
+                return Ok(bytes);
+            }
+        }
+        let mut out = BytesMut::zeroed(wanted);
+        self.read_at(offset, &mut out).await?;
+        Ok(out.freeze())
+    }
+
+    /// The next bytes of the file in order, at most 1 MiB, without a copy where they are mapped here; empty at the end.
+    pub async fn next_bytes(&self) -> Result<Bytes> {
+        let position = self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position;
+        if position >= self.status.length {
+            return Ok(Bytes::new());
+        }
+        let (_, range) = self.within_block(position, PIECE_BYTES);
+        self.fill_ahead(position, (range.end - range.start) as usize).await;
+        let bytes = self.slice(position, (range.end - range.start) as usize).await?;
+        self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position += bytes.len() as u64;
+        Ok(bytes)
+    }
+
+    /// Reads on from where the last `read` ended; 0 at the end of the file.
+    pub async fn read(&self, out: &mut [u8]) -> Result<usize> {
+        let position = self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position;
+        self.fill_ahead(position, out.len()).await;
+        let read = self.read_at(position, out).await?;
+        self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position += read as u64;
+        Ok(read)
+    }
+
+    /// Moves where `read` and `next_bytes` go on.
+    pub fn seek(&self, position: u64) {
+        *self.sequential.lock().unwrap_or_else(|e| e.into_inner()) = Sequential { position, filled_to: position };
+    }
+
+    /// Sends the whole file, or a range of it, to `each` in order. The fastest way to all bytes: streamed blocks are asked
+    /// for ahead, mapped ones are handed out without a copy.
+    pub async fn copy_to(&self, range: Range<u64>, mut each: impl AsyncFnMut(Bytes) -> Result<()>) -> Result<()> {
+        let end = range.end.min(self.status.length);
+        let mut position = range.start;
+        let mut ahead: VecDeque<Ahead> = VecDeque::new();
+        let mut asked_to = position;
+        while position < end {
+            let (block, _) = self.within_block(position, 1);
+            if self.held(block).is_none() && ahead.front().is_none() {
+                let (_, first) = self.within_block(position, PIECE_BYTES.min((end - position) as usize));
+                let _ = self.make_present(block, first.clone(), first).await;
+                asked_to = position;
+            }
+            if self.held(block).is_some() {
+                let (_, range) = self.within_block(position, PIECE_BYTES.min((end - position) as usize));
+                self.fill_ahead(position, (range.end - range.start) as usize).await;
+                let bytes = self.slice(position, (range.end - range.start) as usize).await?;
+                position += bytes.len() as u64;
+                each(bytes).await?;
+                continue;
+            }
+            while asked_to < end && asked_to - position < self.inner.config.readahead.as_u64() {
+                let (block, range) = self.within_block(asked_to, REQUEST_BYTES.min(end - asked_to) as usize);
+                match self.ask_ahead(block, range.clone()).await {
+                    Some(request) => ahead.push_back(request),
+                    None => break,
+                }
+                asked_to += range.end - range.start;
+            }
+            match ahead.pop_front() {
+                Some(request) => {
+                    let taken = self.take_ahead(request, &mut each).await?;
+                    position += taken.0;
+                    if !taken.1 {
+                        ahead.clear();
+                        asked_to = position;
+                        position += self.one_piece(position, end, &mut each).await?;
+                        asked_to = asked_to.max(position);
+                    }
+                }
+                None => {
+                    position += self.one_piece(position, end, &mut each).await?;
+                    asked_to = asked_to.max(position);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has every block of the file cached, on the worker that the master names first for it; `each` is told of bytes as
+    /// they become present.
+    pub async fn load(&self, mut each: impl FnMut(u64)) -> Result<()> {
+        let located = self.located();
+        for (block, info) in located.blocks.iter().enumerate() {
+            let nearest = info.locations.first().ok_or_else(|| self.nowhere(block))?;
+            let (address, token) = located.workers.get(&nearest.worker_id).ok_or_else(|| self.nowhere(block))?;
+            let (connection, _) = self.stream_connection(address).await?;
+            let mut at = 0;
+            let mut asked = VecDeque::new();
+            while at < info.length || !asked.is_empty() {
+                while at < info.length && asked.len() < 2 {
+                    let length = (info.length - at).min(LOAD_BYTES);
+                    let fill = Fill { token: token.clone(), block_id: info.id, offset: at, length, wait: true };
+                    asked.push_back((connection.request(Op::Fill(fill), &[], 1).await?, length));
+                    at += length;
+                }
+                if let Some((mut answers, length)) = asked.pop_front() {
+                    answers.next().await.map_err(|e| e.context(format!("loading {}", self.path)))?;
+                    each(length);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn one_piece(&self, position: u64, end: u64, each: &mut impl AsyncFnMut(Bytes) -> Result<()>) -> Result<u64> {
+        if position >= end {
+            return Ok(0);
+        }
+        let bytes = self.slice(position, PIECE_BYTES.min((end - position) as usize)).await?;
+        let length = bytes.len() as u64;
+        each(bytes).await?;
+        Ok(length)
+    }
+
+    /// Asks the best source for a range without waiting. `None`: ask in the ordinary way.
+    async fn ask_ahead(&self, block: usize, range: Range<u64>) -> Option<Ahead> {
+        let located = self.located();
+        let info = located.blocks.get(block)?;
+        let (address, token) = located.workers.get(&info.locations.first()?.worker_id)?;
+        let (connection, source) = self.stream_connection(address).await.ok()?;
+        let answers = request_range(&connection, token, info.id, range.clone(), self.inner.config.readahead.as_u64()).await.ok()?;
+        Some(Ahead { block, range, answers, source })
+    }
+
+    /// Hands a range on as it arrives: how many bytes came, and whether that was all of them.
+    async fn take_ahead(&self, request: Ahead, each: &mut impl AsyncFnMut(Bytes) -> Result<()>) -> Result<(u64, bool)> {
+        let Ahead { block, range, mut answers, source } = request;
+        let mut at = range.start;
+        while at < range.end {
+            match next_piece(&mut answers, at).await {
+                Ok(bytes) => {
+                    at += bytes.len() as u64;
+                    self.count(source, bytes.len());
+                    each(bytes).await?;
+                }
+                Err(e) if e.kind() == ErrorKind::FileChanged => return Err(e.context(&self.path)),
+                Err(e) => {
+                    tracing::debug!(error = %e, block, "a range asked for ahead did not come");
+                    return Ok((at - range.start, false));
+                }
+            }
+        }
+        Ok((at - range.start, true))
+    }
+
+    fn count(&self, source: Source, bytes: usize) {
+        match source {
+            Source::Descriptor | Source::Domain => add(&self.inner.counters.read_domain, bytes),
+            Source::Network => add(&self.inner.counters.read_remote, bytes),
+        }
+    }
+
+    fn held(&self, block: usize) -> Option<Arc<LocalBlock>> {
+        self.local.get(block)?.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn let_go(&self, block: usize) {
+        if let Some(slot) = self.local.get(block) {
+            let dropped = slot.write().unwrap_or_else(|e| e.into_inner()).take();
+            drop(dropped);
+        }
+    }
+
+    /// Reads from the mapping when the block is held and the range present. Errors: none but those of the last source.
+    fn read_mapped(&self, block: usize, range: Range<u64>, out: &mut [u8]) -> Result<bool> {
+        let slot = match self.local.get(block) {
+            Some(slot) => slot.read().unwrap_or_else(|e| e.into_inner()),
+            None => return Ok(false),
+        };
+        let Some(local) = slot.as_ref() else { return Ok(false) };
+        if local.missing(range.clone()).is_some() || local.read(range.start, out).is_err() {
+            return Ok(false);
+        }
+        add(&self.inner.counters.read_domain, out.len());
+        Ok(true)
+    }
+
+    /// Has a block granted if a worker of this machine can, and its missing pages of `now` fetched; those of `ahead` too,
+    /// without waiting. Errors: `Unsupported` when the block is to be streamed.
+    async fn make_present(&self, block: usize, now: Range<u64>, ahead: Range<u64>) -> Result<()> {
+        let located = self.located();
+        let info = located.blocks.get(block).ok_or_else(|| err!(Internal, "{} has no block {block}", self.path))?;
+        // Only where the nearest source is on this machine: a full remote copy beats a fetch from the under store.
+        let nearest = info.locations.first().ok_or_else(|| self.nowhere(block))?;
+        let (address, token) = located.workers.get(&nearest.worker_id).ok_or_else(|| self.nowhere(block))?;
+        let local = match self.held(block) {
+            Some(local) => local,
+            None => {
+                let local = self.inner.pool.grant(address, token, BlockId(info.id), info.length).await?;
+                if let Some(slot) = self.local.get(block) {
+                    *slot.write().unwrap_or_else(|e| e.into_inner()) = Some(local.clone());
+                }
+                local
+            }
+        };
+        let fill = |range: Range<u64>, wait| {
+            Op::Fill(Fill { token: token.clone(), block_id: info.id, offset: range.start, length: range.end - range.start, wait })
+        };
+        if ahead.end > now.end
+            && let Some(missing) = local.missing(now.end..ahead.end)
+        {
+            drop(local.connection().request(fill(missing.start..ahead.end, false), &[], 1).await?);
+        }
+        if let Some(missing) = local.missing(now.clone()) {
+            let filled = local.connection().call(fill(missing.start..now.end.max(missing.end), true)).await;
+            if filled.as_ref().is_err_and(|e| e.kind() != ErrorKind::FileChanged) {
+                self.let_go(block);
+                self.inner.pool.forget(BlockId(info.id));
+            }
+            filled?;
+            // Evicted between: the grant shows the old files, which are not filled any more.
+            if local.missing(now).is_some() {
+                self.let_go(block);
+                self.inner.pool.forget(BlockId(info.id));
+                return Err(err!(Unavailable, "block {} was evicted while it was filled", info.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the pages behind a sequential reader's position fetched before it comes to them.
+    async fn fill_ahead(&self, position: u64, length: usize) {
+        let window = self.inner.config.readahead.as_u64();
+        let (from, to) = {
+            let mut sequential = self.sequential.lock().unwrap_or_else(|e| e.into_inner());
+            let next = position + length as u64;
+            let due = sequential.filled_to < next + window / 2;
+            let from = sequential.filled_to.max(next);
+            let to = (next + window).min(self.status.length);
+            if !due || from >= to || window == 0 {
+                return;
+            }
+            sequential.filled_to = to;
+            (from, to)
+        };
+        let mut at = from;
+        while at < to {
+            let (block, range) = self.within_block(at, (to - at) as usize);
+            if self.held(block).is_some() || at != from {
+                let ended = self.make_present(block, range.start..range.start, range.clone()).await;
+                if ended.is_err() {
+                    return;
+                }
+            }
+            at += range.end - range.start;
+        }
+    }
+
+    fn nowhere(&self, block: usize) -> Error {
+        err!(Unavailable, "no worker has block {block} of {} and none can fetch it: is a worker running?", self.path)
+    }
+
+    /// Every source in turn, then the master again, until the time is over.
+    async fn read_slowly(&self, block: usize, range: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let deadline = Instant::now() + self.inner.master.timeout();
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let error = match self.try_sources(block, range.clone(), out).await {
+                Ok(()) => return Ok(()),
+                Err(e) => e,
+            };
+            if matches!(error.kind(), ErrorKind::FileChanged) || !error.is_retryable() || Instant::now() + backoff >= deadline {
+                return Err(error.context(format!("reading {}", self.path)));
+            }
+            tracing::debug!(error = %error, path = %self.path, "no source answered; the file is looked up again");
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+            self.inner.pool.forgive_all();
+            self.locate_again().await?;
+        }
+    }
+
+    async fn locate_again(&self) -> Result<()> {
+        let mut answer = match self.inner.open(&self.path).await {
+            Ok(answer) => answer,
+            Err(e) if e.is_retryable() => return Ok(()),
+            Err(e) => return Err(e.context(format!("reading {}", self.path))),
+        };
+        let same = answer.status.as_ref().is_some_and(|s| s.file_id == self.status.file_id && s.content_version == self.status.content_version);
+        if !same {
+            return Err(err!(FileChanged, "{} is another version than the one opened: open it again", self.path));
+        }
+        *self.located.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(locate(&mut answer));
+        Ok(())
+    }
+
+    async fn try_sources(&self, block: usize, range: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let located = self.located();
+        let info = located.blocks.get(block).ok_or_else(|| self.nowhere(block))?;
+        let mut tried: Vec<String> = Vec::new();
+        let mut last = None;
+        if self.inner.config.short_circuit {
+            let error = match self.make_present(block, range.clone(), range.clone()).await {
+                Ok(()) => match self.held(block).map(|l| l.read(range.start, out)) {
+                    Some(Ok(())) => {
+                        add(&self.inner.counters.read_domain, out.len());
+                        return Ok(());
+                    }
+                    Some(Err(e)) => {
+                        self.report_bad(&located, info, range.start).await;
+                        self.let_go(block);
+                        self.inner.pool.forget(BlockId(info.id));
+                        e
+                    }
+                    None => err!(Unavailable, "the grant was revoked"),
+                },
+                Err(e) => e,
+            };
+            if error.kind() == ErrorKind::FileChanged {
+                return Err(error);
+            }
+            tried.push(format!("descriptor: {error}"));
+            last = Some(error);
+        }
+        for location in &info.locations {
+            let Some((address, token)) = located.workers.get(&location.worker_id) else { continue };
+            match self.stream(address, token, info.id, range.clone(), out).await {
+                Ok(()) => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::FileChanged => return Err(e),
+                Err(e) => {
+                    tried.push(format!("worker {}:{}: {e}", address.host, address.data_port));
+                    last = Some(e);
+                }
+            }
+        }
+        match last {
+            None => Err(self.nowhere(block)),
+            Some(e) => {
+                let retryable = e.is_retryable() || info.locations.is_empty() || e.kind() == ErrorKind::NotFound || e.kind() == ErrorKind::Unauthenticated;
+                Err(Error::new(e.kind(), format!("block {block} of {}: every source failed: {}", self.path, tried.join("; "))).with_retryable(retryable))
+            }
+        }
+    }
+
+    /// Tells the worker that a chunk did not match, so that it drops the block.
+    async fn report_bad(&self, located: &Located, info: &BlockInfo, offset: u64) {
+        let Some((address, token)) = info.locations.first().and_then(|l| located.workers.get(&l.worker_id)) else { return };
+        if let Ok(connection) = self.inner.pool.domain(address).await {
+            let bad = BadChunk { token: token.clone(), block_id: info.id, offset };
+            let _ = connection.call(Op::BadChunk(bad)).await;
+        }
+    }
+
+    /// The Unix socket where the worker is on this machine, else the network.
+    async fn stream_connection(&self, address: &WorkerAddress) -> Result<(Arc<Connection>, Source)> {
+        match self.inner.pool.domain(address).await {
+            Ok(connection) => Ok((connection, Source::Domain)),
+            Err(_) => Ok((self.inner.pool.network(address).await?, Source::Network)),
+        }
+    }
+
+    async fn stream(&self, address: &WorkerAddress, token: &Bytes, block: u64, range: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let (connection, source) = self.stream_connection(address).await?;
+        let mut at = range.start;
+        while at < range.end {
+            let stop = range.end.min(at + REQUEST_BYTES);
+            let mut answers = request_range(&connection, token, block, at..stop, 0).await?;
+            while at < stop {
+                let bytes = next_piece(&mut answers, at).await?;
+                let from = (at - range.start) as usize;
+                let target = out.get_mut(from..from + bytes.len()).ok_or_else(|| err!(Corrupt, "more bytes than asked for arrived"))?;
+                target.copy_from_slice(&bytes);
+                at += bytes.len() as u64;
+            }
+        }
+        self.count(source, out.len());
+        Ok(())
+    }
+}
+
+async fn request_range(connection: &Connection, token: &Bytes, block: u64, range: Range<u64>, readahead: u64) -> Result<crate::block::Answers> {
+    let length = range.end - range.start;
+    let read = ReadBlock { token: token.clone(), block_id: block, offset: range.start, length, readahead };
+    connection.request(Op::ReadBlock(read), &[], 4 + (length >> 16) as usize).await
+}
+
+/// The next piece of a streamed range, checked.
+async fn next_piece(answers: &mut crate::block::Answers, at: u64) -> Result<Bytes> {
+    let received = answers.next().await?;
+    let Answer::ReadData(data) = received.answer else { return Err(err!(Unavailable, "the worker answered something else")) };
+    if data.offset != at || received.body.is_empty() {
+        return Err(err!(Corrupt, "bytes at {} arrived instead of {at}", data.offset));
+    }
+    check_piece(at, &data.crcs, &received.body)?;
+    Ok(received.body)
+}

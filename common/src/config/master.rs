@@ -1,0 +1,87 @@
+//! Section `[master]`.
+
+use crate::limits::{BLOCK_SIZE_RANGE_BYTES, PAGE_SIZE_RANGE_BYTES};
+use crate::{Result, err};
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The master's settings.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MasterConfig {
+    /// Journal, namespace and keys live here; made when missing.
+    pub data_dir: PathBuf,
+    /// Address the ports are bound to; other than loopback needs `security.allow_insecure_bind`.
+    pub bind: String,
+    /// Clients and workers call this port (tonic). 0 takes any free one.
+    pub rpc_port: u16,
+    /// `/metrics`, `/healthz`. 0 takes any free one.
+    pub web_port: u16,
+    /// Block size of new and newly seen files.
+    pub block_size: ByteSize,
+    /// Page size: how much a read of a cold file fetches at least.
+    pub page_size: ByteSize,
+    /// How long what is known of an under store is trusted before the next open asks it again; a mount may say otherwise.
+    pub sync_interval_ms: u64,
+    /// A worker that was silent for this long is lost.
+    pub worker_timeout_ms: u64,
+    /// A writer that was silent for this long has lost its lease; its file is removed.
+    pub lease_ttl_ms: u64,
+    /// How long a block token is good for.
+    pub token_ttl_ms: u64,
+    /// A new token key is made this often.
+    pub token_key_rotation_ms: u64,
+    /// Commands in one entry of the journal, hence per fsync.
+    pub journal_batch_max_commands: usize,
+    /// Commands that may wait for the journal; a further one is answered `LimitExceeded`.
+    pub journal_queue_max_commands: usize,
+    /// A checkpoint of the namespace is made, and the log before it dropped, after this many entries.
+    pub checkpoint_every_entries: u64,
+    /// Answers remembered per client, so that a repeated call is answered and not done twice.
+    pub reply_window_per_client: u64,
+    /// Clients whose answers are remembered.
+    pub reply_clients_max: u64,
+    /// Memory for blocks of RocksDB files.
+    pub store_cache: ByteSize,
+}
+
+impl Default for MasterConfig {
+    fn default() -> Self {
+        MasterConfig {
+            data_dir: super::default_data_dir().join("master"),
+            bind: "127.0.0.1".into(),
+            rpc_port: 19998,
+            web_port: 19999,
+            block_size: ByteSize::mib(128),
+            page_size: ByteSize::mib(1),
+            sync_interval_ms: 60_000,
+            worker_timeout_ms: 10_000,
+            lease_ttl_ms: 60_000,
+            token_ttl_ms: 3_600_000,
+            token_key_rotation_ms: 12 * 3_600_000,
+            journal_batch_max_commands: 256,
+            journal_queue_max_commands: 16_384,
+            checkpoint_every_entries: 200_000,
+            reply_window_per_client: 64,
+            reply_clients_max: 4_096,
+            store_cache: ByteSize::mib(256),
+        }
+    }
+}
+
+impl MasterConfig {
+    pub(super) fn check(&self) -> Result<()> {
+        let (block, page) = (self.block_size.as_u64(), self.page_size.as_u64());
+        if !BLOCK_SIZE_RANGE_BYTES.contains(&block) {
+            return Err(err!(InvalidArgument, "master.block_size = {block}: must be between 64 KiB and 4 GiB"));
+        }
+        if !PAGE_SIZE_RANGE_BYTES.contains(&page) || !page.is_power_of_two() {
+            return Err(err!(InvalidArgument, "master.page_size = {page}: must be a power of two between 64 KiB and 64 MiB"));
+        }
+        if self.journal_batch_max_commands == 0 || self.journal_queue_max_commands == 0 {
+            return Err(err!(InvalidArgument, "master.journal_*_max_commands must be at least 1"));
+        }
+        Ok(())
+    }
+}

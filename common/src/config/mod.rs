@@ -1,0 +1,184 @@
+//! Configuration: one TOML file, environment variables `FOREBAY_SECTION__KEY` on top, flags of the command line on top.
+//!
+//! Every value knows where it came from (`forebay config show`). An unknown key is an error that names it. Secrets are
+//! never held here: a value `{ env = "NAME" }` or `{ file = "PATH" }` names where they are read from when used.
+
+mod client;
+mod master;
+mod mount;
+mod security;
+mod worker;
+
+pub use client::ClientConfig;
+pub use master::MasterConfig;
+pub use mount::{MountConfig, OptionValue, REDACTED, is_secret_option};
+pub use security::SecurityConfig;
+pub use worker::{MemMount, WorkerConfig};
+
+use crate::{Result, err};
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Everything that can be configured, one section per role.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The master.
+    pub master: MasterConfig,
+    /// The worker.
+    pub worker: WorkerConfig,
+    /// Clients: the commands, the library, the mount.
+    pub client: ClientConfig,
+    /// Who may talk to whom.
+    pub security: SecurityConfig,
+    /// Under stores mounted when the master starts, unless mounted already.
+    pub mount: Vec<MountConfig>,
+}
+
+/// One line of `config show`.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    /// `section.key`.
+    pub key: String,
+    /// The value as JSON.
+    pub value: serde_json::Value,
+    /// `default`, the file, the environment variable or `flag`.
+    pub source: String,
+}
+
+/// A loaded configuration together with where each value came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The values.
+    pub config: Config,
+    figment: Figment,
+}
+
+/// Loads: defaults, then `file` (or the first of the usual places that exists), then the environment, then `flags`.
+///
+/// Errors: `InvalidArgument` naming the key and where it was set.
+pub fn load(file: Option<&Path>, flags: &[(&str, serde_json::Value)]) -> Result<Loaded> {
+    let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    let file = match file {
+        Some(path) if !path.exists() => {
+            return Err(err!(NotFound, "configuration file {} does not exist", path.display()));
+        }
+        Some(path) => Some(path.to_owned()),
+        None => usual_places().into_iter().find(|p| p.exists()),
+    };
+    if let Some(path) = file {
+        figment = figment.merge(Toml::file_exact(path));
+    }
+    let env = Env::prefixed("FOREBAY_").filter(|k| k.as_str().contains("__")).split("__");
+    figment = figment.merge(env);
+    if let Ok(master) = std::env::var("FOREBAY_MASTER") {
+        figment = figment.merge(("client.master", master));
+    }
+    for (key, value) in flags {
+        figment = figment.merge(Serialized::default(key, value));
+    }
+    let config: Config = figment.extract().map_err(|e| err!(InvalidArgument, "configuration: {e}"))?;
+    config.check()?;
+    Ok(Loaded { config, figment })
+}
+
+fn usual_places() -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    if let Ok(path) = std::env::var("FOREBAY_CONFIG") {
+        places.push(PathBuf::from(path));
+    }
+    if let Some(dirs) = directories::ProjectDirs::from("io", "forebay", "forebay") {
+        places.push(dirs.config_dir().join("forebay.toml"));
+    }
+    places.push(PathBuf::from("/etc/forebay/forebay.toml"));
+    places
+}
+
+impl Loaded {
+    /// Every value with its source, in the order of the sections.
+    pub fn show(&self) -> Result<Vec<Shown>> {
+        let mut tree = serde_json::to_value(&self.config).map_err(|e| err!(Internal, "configuration: {e}"))?;
+        for mount in tree["mount"].as_array_mut().into_iter().flatten() {
+            for (name, value) in mount["options"].as_object_mut().into_iter().flatten() {
+                if mount::is_secret_option(name) && value.is_string() {
+                    *value = mount::REDACTED.into();
+                }
+            }
+        }
+        let mut out = Vec::new();
+        self.walk("", &tree, &mut out);
+        Ok(out)
+    }
+
+    fn walk(&self, key: &str, value: &serde_json::Value, out: &mut Vec<Shown>) {
+        match value {
+            serde_json::Value::Object(map) if !map.is_empty() => {
+                for (name, value) in map {
+                    let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                    self.walk(&key, value, out);
+                }
+            }
+            _ => {
+                let source = self.figment.find_metadata(key).map_or("default".to_owned(), |m| match &m.source {
+                    Some(figment::Source::File(path)) => path.display().to_string(),
+                    _ if m.name.contains("environment") => format!("environment FOREBAY_{}", key.to_uppercase().replace('.', "__")),
+                    _ if m.provide_location.is_some() && !m.name.contains("Config") => "flag or FOREBAY_MASTER".to_owned(),
+                    _ => "default".to_owned(),
+                });
+                out.push(Shown { key: key.to_owned(), value: value.clone(), source });
+            }
+        }
+    }
+}
+
+impl Config {
+    /// Checks what types cannot say. Errors: `InvalidArgument` naming the key.
+    pub fn check(&self) -> Result<()> {
+        self.master.check()?;
+        self.worker.check()?;
+        self.security.check(&[("master.bind", &self.master.bind), ("worker.bind", &self.worker.bind)])
+    }
+}
+
+/// The folder for data when none is configured: `$XDG_DATA_HOME/forebay`, `~/.local/share/forebay`.
+pub fn default_data_dir() -> PathBuf {
+    directories::ProjectDirs::from("io", "forebay", "forebay")
+        .map_or_else(|| PathBuf::from("/var/lib/forebay"), |d| d.data_dir().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_then_flags_and_each_value_knows_its_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.toml");
+        std::fs::write(&path, "[master]\nrpc_port = 7\nweb_port = 8\n[worker]\nmem_quota = \"64MiB\"\n").unwrap();
+        let loaded = load(Some(&path), &[("master.web_port", 9.into())]).unwrap();
+        assert_eq!((loaded.config.master.rpc_port, loaded.config.master.web_port), (7, 9));
+        assert_eq!(loaded.config.worker.mem_quota.as_u64(), 64 << 20);
+        let shown = loaded.show().unwrap();
+        let of = |key: &str| shown.iter().find(|s| s.key == key).unwrap().source.clone();
+        assert!(of("master.rpc_port").ends_with("f.toml"));
+        assert!(of("master.web_port").starts_with("flag"));
+        assert_eq!(of("client.short_circuit"), "default");
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.toml");
+        std::fs::write(&path, "[master]\nrpc_prot = 7\n").unwrap();
+        assert!(load(Some(&path), &[]).unwrap_err().message().contains("rpc_prot"));
+    }
+
+    #[test]
+    fn other_than_loopback_must_be_said_in_so_many_words() {
+        let e = load(None, &[("master.bind", "0.0.0.0".into())]).unwrap_err();
+        assert!(e.message().contains("security.allow_insecure_bind"), "{e}");
+        assert!(load(None, &[("master.bind", "0.0.0.0".into()), ("security.allow_insecure_bind", true.into())]).is_ok());
+    }
+}

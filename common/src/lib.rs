@@ -1,0 +1,19 @@
+//! What every role shares and nothing else: ids, paths, errors, limits, configuration, checksums, tokens, telemetry.
+//!
+//! Called by every crate of the workspace; depends on none of them. Nothing here does network I/O.
+
+pub mod block_header;
+pub mod checksum;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod id;
+pub mod limits;
+pub mod metrics;
+pub mod path;
+pub mod telemetry;
+pub mod token;
+
+pub use error::{Error, ErrorKind, Result};
+pub use id::{BlockId, InodeId, MountId, WorkerId};
+pub use path::AbsPath;

@@ -1,0 +1,28 @@
+//! The limits that are part of a format or of a protocol. Limits a person may tune live in `config`.
+
+/// Bytes covered by one CRC32C; part of the block format.
+pub const CHUNK_SIZE_BYTES: usize = 64 * 1024;
+/// Longest name of one path component, in bytes (as on Linux).
+pub const NAME_MAX_BYTES: usize = 255;
+/// Longest path, in bytes.
+pub const PATH_MAX_BYTES: usize = 4096;
+/// Deepest path, in components.
+pub const PATH_MAX_DEPTH: usize = 256;
+/// Largest header of a data-plane frame, in bytes.
+pub const FRAME_HEADER_MAX_BYTES: usize = 256 * 1024;
+/// Largest body of a data-plane frame, in bytes.
+pub const FRAME_BODY_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Requests of one data-plane session that may be under way at once; a further one is answered `LimitExceeded`.
+pub const SESSION_REQUESTS_MAX: usize = 256;
+/// Grants one session may hold.
+pub const SESSION_GRANTS_MAX: usize = 4096;
+/// Smallest and largest block size of a file, in bytes.
+pub const BLOCK_SIZE_RANGE_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=(4 << 30);
+/// Smallest and largest page size, in bytes; powers of two only.
+pub const PAGE_SIZE_RANGE_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=(64 << 20);
+/// Entries in one message of a listing.
+pub const LIST_BATCH_ENTRIES: usize = 1000;
+/// Block ids handed out by one command.
+pub const BLOCKS_PER_ALLOCATION_MAX: u64 = 1024;
+/// Block-report entries in one heartbeat.
+pub const REPORT_BATCH_BLOCKS: usize = 10_000;

@@ -1,0 +1,40 @@
+//! Owner, group, mode, times, pin: of the namespace; under stores keep their own.
+
+use super::context::Context;
+use crate::namespace::check_owner;
+use forebay_common::{Result, err};
+use forebay_proto::journal::SetAttributes;
+
+pub fn set(c: &mut Context<'_, '_>, op: &SetAttributes) -> Result<()> {
+    let (path, walk) = c.walk(&op.path)?;
+    let found = walk.found(&path)?.clone();
+    check_owner(&c.who, &found.inode, &path)?;
+    let mut inode = found.inode;
+    if let Some(mode) = op.mode {
+        if mode > 0o7777 {
+            return Err(err!(InvalidArgument, "mode {mode:o} is not a mode"));
+        }
+        inode.mode = mode;
+    }
+    if let Some(owner) = &op.owner {
+        if !c.who.superuser && *owner != inode.owner {
+            return Err(err!(PermissionDenied, "only a superuser gives {path} another owner"));
+        }
+        inode.owner = owner.clone();
+    }
+    if let Some(group) = &op.group {
+        if !c.who.superuser && !c.who.groups.contains(group) {
+            return Err(err!(PermissionDenied, "user {} is not in group {group}", c.who.user));
+        }
+        inode.group = group.clone();
+    }
+    if let Some(ms) = op.modified_ms {
+        inode.modified_ms = ms;
+    }
+    if let Some(pinned) = op.pinned {
+        inode.pinned = pinned;
+    }
+    c.update(found.parent, &found.name, &inode);
+    c.reply.file_id = inode.id;
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! Block ids: drawn in runs, never twice; the family `Block` says whose each run is.
+
+use super::context::Context;
+use crate::store::{Cf, id_key};
+use forebay_common::{InodeId, Result, err};
+use forebay_proto::store::Inode;
+
+/// Draws `count` ids for a file and returns the first.
+pub fn allocate(c: &mut Context<'_, '_>, owner: InodeId, count: u64) -> Result<u64> {
+    let first = c.counters.next_block_id;
+    c.counters.next_block_id =
+        first.checked_add(count).filter(|next| *next <= i64::MAX as u64).ok_or_else(|| err!(LimitExceeded, "block ids are used up"))?;
+    if count > 0 {
+        put_run(c, first, count, owner);
+    }
+    Ok(first)
+}
+
+/// Appends a run to a file's list, joining it to the last one where they touch.
+pub fn append_run(inode: &mut Inode, first: u64, count: u64) {
+    if count == 0 {
+        return;
+    }
+    if let [.., last_first, last_count] = inode.block_runs.as_mut_slice()
+        && *last_first + *last_count == first
+    {
+        *last_count += count;
+        return;
+    }
+    inode.block_runs.extend([first, count]);
+}
+
+/// Writes down whose the ids are.
+pub fn put_run(c: &mut Context<'_, '_>, first: u64, count: u64, owner: InodeId) {
+    let mut value = count.to_be_bytes().to_vec();
+    value.extend_from_slice(&owner.get().to_be_bytes());
+    c.txn.put_raw(Cf::Block, &id_key(first), value);
+}
+
+/// Gives up all blocks of a file: workers are told to drop them.
+pub fn free_all(c: &mut Context<'_, '_>, inode: &mut Inode) {
+    for run in std::mem::take(&mut inode.block_runs).chunks_exact(2) {
+        free_run(c, run[0], run[1]);
+    }
+}
+
+/// Gives up ids `first..first + count`. The records of runs inside them go; those that only overlap are the caller's to rewrite.
+pub fn free_run(c: &mut Context<'_, '_>, first: u64, count: u64) {
+    use crate::store::Reader;
+    if count == 0 {
+        return;
+    }
+    // Runs joined in a file's list may be several records.
+    let mut at = first;
+    while at < first + count {
+        let step = match c.txn.get(Cf::Block, &id_key(at)) {
+            Ok(Some(raw)) => {
+                c.txn.delete_id(Cf::Block, at);
+                crate::store::parse_run(&raw).map_or(1, |(count, _)| count.max(1))
+            }
+            _ => 1,
+        };
+        at += step;
+    }
+    c.reply.freed_first.push(first);
+    c.reply.freed_count.push(count);
+}

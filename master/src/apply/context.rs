@@ -1,0 +1,109 @@
+//! `Context`: one command at work: the overlay it writes to, the ids it draws, the reply it builds.
+
+use crate::namespace::{self, Found, Walk, Who};
+use crate::store::{Cf, Reader, Txn, dentry_key, id_key};
+use forebay_common::{AbsPath, InodeId, Result, err};
+use forebay_proto::journal::{Command, Reply};
+use forebay_proto::store::{Counters, Inode, Link};
+
+pub struct Context<'a, 't> {
+    pub txn: &'a mut Txn<'t>,
+    pub command: &'a Command,
+    /// The number of this change; later changes have greater ones.
+    pub change: u64,
+    pub counters: Counters,
+    pub reply: Reply,
+    pub who: Who,
+}
+
+impl<'a, 't> Context<'a, 't> {
+    pub fn new(txn: &'a mut Txn<'t>, command: &'a Command, change: u64, counters: Counters) -> Self {
+        let who = Who { user: command.principal.clone(), groups: command.groups.clone(), superuser: command.superuser };
+        Context { txn, command, change, counters, reply: Reply::default(), who }
+    }
+
+    pub fn finish(self) -> (Reply, Counters) {
+        (self.reply, self.counters)
+    }
+
+    pub fn now_ms(&self) -> u64 {
+        self.command.now_ms
+    }
+
+    /// Resolves a path of the command, permission to pass through it included.
+    pub fn walk(&self, raw: &[u8]) -> Result<(AbsPath, Walk)> {
+        let path = AbsPath::parse(raw)?;
+        let walk = namespace::walk(&*self.txn, &path)?;
+        namespace::check_traverse(&self.who, &walk, &path)?;
+        Ok((path, walk))
+    }
+
+    /// Whether what lies here may be changed. Errors: `ReadOnly`.
+    pub fn check_writable(&self, walk: &Walk, path: &AbsPath) -> Result<()> {
+        if let Some((id, _)) = walk.mount
+            && let Some(mount) = self.txn.mount(id)?
+            && mount.read_only
+        {
+            return Err(err!(ReadOnly, "{path} lies in the read-only mount {}", String::from_utf8_lossy(&mount.path)));
+        }
+        Ok(())
+    }
+
+    /// Errors: `Busy` while an earlier removal of this name is on its way to the under store.
+    pub fn check_no_tombstone(&self, parent: InodeId, name: &[u8], path: &AbsPath) -> Result<()> {
+        if self.txn.get(Cf::Tombstone, &dentry_key(parent, name))?.is_some() {
+            return Err(err!(Busy, "{path}: an earlier removal of this name is still on its way to the under store"));
+        }
+        Ok(())
+    }
+
+    pub fn draw_inode_id(&mut self) -> u64 {
+        let id = self.counters.next_inode_id;
+        self.counters.next_inode_id += 1;
+        id
+    }
+
+    /// A new inode owned by the caller.
+    pub fn new_inode(&mut self, parent: &Inode, folder: bool, mode: u32) -> Inode {
+        Inode {
+            id: self.draw_inode_id(),
+            folder,
+            owner: self.who.user.clone(),
+            group: if parent.group.is_empty() { self.who.groups.first().cloned().unwrap_or_default() } else { parent.group.clone() },
+            mode,
+            created_ms: self.now_ms(),
+            modified_ms: self.now_ms(),
+            changed_index: self.change,
+            completed: folder,
+            ..Inode::default()
+        }
+    }
+
+    /// Writes a new entry with its link.
+    pub fn insert(&mut self, parent: InodeId, name: &[u8], inode: &Inode) {
+        debug_assert!(inode.id > 0);
+        self.txn.put(Cf::Dentry, &dentry_key(parent, name), inode);
+        self.txn.put(Cf::Link, &id_key(inode.id), &Link { parent_id: parent.get(), name: name.to_vec().into() });
+        if inode.folder { self.counters.folders += 1 } else { self.counters.files += 1 }
+    }
+
+    /// Writes the entry of an inode that exists.
+    pub fn update(&mut self, parent: InodeId, name: &[u8], inode: &Inode) {
+        self.txn.put(Cf::Dentry, &dentry_key(parent, name), inode);
+    }
+
+    /// Notes on a folder that a child went away just now.
+    pub fn note_removal(&mut self, parent: InodeId) -> Result<()> {
+        let found = if parent == InodeId::ROOT {
+            Found { parent: InodeId(0), name: Vec::new(), inode: self.txn.root()? }
+        } else {
+            let Some((link, inode)) = self.txn.inode(parent)? else { return Ok(()) };
+            Found { parent: InodeId(link.parent_id), name: link.name.to_vec(), inode }
+        };
+        let mut inode = found.inode;
+        inode.removal_index = self.change;
+        inode.modified_ms = self.now_ms();
+        self.update(found.parent, &found.name, &inode);
+        Ok(())
+    }
+}

@@ -1,0 +1,146 @@
+//! Removal, here at once and in the under store by a pending record that sync and reads respect meanwhile.
+
+use super::block;
+use super::context::Context;
+use crate::namespace::{self, EXECUTE, Found, WRITE, Walk};
+use crate::store::{Cf, Reader, dentry_key, id_key};
+use forebay_common::{AbsPath, InodeId, Result, err};
+use forebay_proto::journal::{Delete, FinishPending};
+use forebay_proto::store::{Inode, Pending};
+
+/// Entries one command may remove.
+pub const RECURSION_MAX_ENTRIES: usize = 1_000_000;
+
+pub fn delete(c: &mut Context<'_, '_>, op: &Delete) -> Result<()> {
+    let (path, walk) = c.walk(&op.path)?;
+    let found = walk.found(&path)?.clone();
+    if path.is_root() {
+        return Err(err!(InvalidArgument, "/ cannot be deleted"));
+    }
+    if found.inode.mount_id > 0 {
+        return Err(err!(InvalidArgument, "{path} is a mount: unmount it"));
+    }
+    c.check_writable(&walk, &path)?;
+    let above = &walk.chain[walk.chain.len() - 2];
+    namespace::check(&c.who, &above.inode, WRITE | EXECUTE, &path)?;
+    check_nothing_open(c, &found, &path)?;
+    if found.inode.folder {
+        check_no_mount_below(c, &path)?;
+        if !op.recursive && !c.txn.children(found.id(), None, 1)?.is_empty() {
+            return Err(err!(NotEmpty, "{path} is not empty: use -R to delete it with all below it"));
+        }
+    }
+    let persisted = found.inode.persisted;
+    remove_tree(c, found.parent, &found.name, found.inode.clone())?;
+    c.note_removal(found.parent)?;
+    if persisted && let Some((mount_id, _)) = walk.mount {
+        let pending = Pending {
+            mount_id: mount_id.get(),
+            kind: "delete".into(),
+            source_key: walk.ufs_key(&path).into(),
+            folder: found.inode.folder,
+            source_parent_id: found.parent.get(),
+            source_name: found.name.clone().into(),
+            ..Pending::default()
+        };
+        add_pending(c, pending);
+    }
+    Ok(())
+}
+
+/// Writes a pending record with the tombstone of its source.
+pub fn add_pending(c: &mut Context<'_, '_>, mut pending: Pending) {
+    pending.id = c.counters.next_pending_id;
+    c.counters.next_pending_id += 1;
+    pending.created_ms = c.now_ms();
+    let tombstone = dentry_key(InodeId(pending.source_parent_id), &pending.source_name);
+    c.txn.put_raw(Cf::Tombstone, &tombstone, pending.id.to_be_bytes().to_vec());
+    c.txn.put(Cf::Pending, &id_key(pending.id), &pending);
+    c.reply.pending_id = pending.id;
+}
+
+/// The under store has followed, or can never: either way the names are free again and sync looks afresh.
+pub fn finish_pending(c: &mut Context<'_, '_>, op: &FinishPending) -> Result<()> {
+    let Some(pending) = c.txn.record::<Pending>(Cf::Pending, &id_key(op.pending_id))? else { return Ok(()) };
+    c.txn.delete_id(Cf::Pending, pending.id);
+    let parent = InodeId(pending.source_parent_id);
+    c.txn.delete(Cf::Tombstone, &dentry_key(parent, &pending.source_name));
+    c.note_removal(parent)?;
+    if pending.kind == "rename" && !op.fingerprint.is_empty() && op.error.is_empty() {
+        let target = InodeId(pending.target_parent_id);
+        // Moving a file changes its change time, which is part of its fingerprint; its bytes are the same.
+        if let Some(mut inode) = c.txn.child(target, &pending.target_name)?
+            && inode.id == pending.inode_id
+            && inode.fingerprint == op.previous_fingerprint
+        {
+            inode.fingerprint = op.fingerprint.clone();
+            inode.changed_index = c.change;
+            c.update(target, &pending.target_name, &inode);
+        }
+    }
+    Ok(())
+}
+
+/// Removes an entry that has no children; its lease and blocks go with it.
+pub fn remove_entry(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], mut inode: Inode) {
+    block::free_all(c, &mut inode);
+    if inode.lease_id > 0 {
+        c.txn.delete_id(Cf::Lease, inode.lease_id);
+    }
+    c.txn.delete(Cf::Dentry, &dentry_key(parent, name));
+    c.txn.delete_id(Cf::Link, inode.id);
+    let total = if inode.folder { &mut c.counters.folders } else { &mut c.counters.files };
+    *total = total.saturating_sub(1);
+}
+
+/// Removes an entry and all below it. Errors: `LimitExceeded` above `RECURSION_MAX_ENTRIES`.
+pub fn remove_tree(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], inode: Inode) -> Result<()> {
+    let mut folders = if inode.folder { vec![InodeId(inode.id)] } else { Vec::new() };
+    remove_entry(c, parent, name, inode);
+    let mut removed = 1;
+    while let Some(folder) = folders.pop() {
+        let children = c.txn.children(folder, None, RECURSION_MAX_ENTRIES + 1)?;
+        removed += children.len();
+        if removed > RECURSION_MAX_ENTRIES {
+            return Err(err!(LimitExceeded, "more than {RECURSION_MAX_ENTRIES} entries below this folder: delete its subfolders one by one").with_retryable(false));
+        }
+        for (name, child) in children {
+            if child.folder {
+                folders.push(InodeId(child.id));
+            }
+            remove_entry(c, folder, &name, child);
+        }
+    }
+    Ok(())
+}
+
+/// Errors: `Busy` when this file, or one below this folder, is being written: its bytes would arrive under a dead name.
+pub fn check_nothing_open(c: &Context<'_, '_>, found: &Found, path: &AbsPath) -> Result<()> {
+    for lease in c.txn.leases()? {
+        let mut at = InodeId(lease.file_id);
+        while at != InodeId::ROOT && at != InodeId(0) {
+            if at == found.id() {
+                let open = c.txn.path_of(InodeId(lease.file_id))?;
+                return Err(err!(Busy, "{path} cannot be moved or deleted while {open} is being written"));
+            }
+            at = c.txn.link(at)?.map_or(InodeId(0), |l| InodeId(l.parent_id));
+        }
+    }
+    Ok(())
+}
+
+/// Errors: `InvalidArgument` when something is mounted below.
+pub fn check_no_mount_below(c: &Context<'_, '_>, path: &AbsPath) -> Result<()> {
+    for mount in c.txn.mounts()? {
+        let at = AbsPath::parse(&mount.path)?;
+        if at.starts_with(path) {
+            return Err(err!(InvalidArgument, "{path} holds the mount {at}: unmount it first"));
+        }
+    }
+    Ok(())
+}
+
+/// The mount a walk lies in, for comparing two paths.
+pub fn mount_of(walk: &Walk) -> u64 {
+    walk.mount.map_or(0, |(id, _)| id.get())
+}

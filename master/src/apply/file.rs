@@ -1,0 +1,168 @@
+//! Files under construction: create, add blocks, complete, abandon, renew the lease.
+
+use super::context::Context;
+use super::{block, delete, folder};
+use crate::namespace::{self, EXECUTE, WRITE, block_ids, blocks_for};
+use crate::store::{Cf, Reader, id_key};
+use forebay_common::limits::{BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX};
+use forebay_common::{InodeId, Result, err};
+use forebay_proto::journal::{Abandon, AddBlocks, Complete, Create, RenewLease};
+use forebay_proto::store::{Inode, Lease, Link};
+
+pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
+    let (path, walk) = c.walk(&op.path)?;
+    let name = path.name().ok_or_else(|| err!(IsADirectory, "/ is a folder"))?.to_vec();
+    c.check_writable(&walk, &path)?;
+    if !BLOCK_SIZE_RANGE_BYTES.contains(&op.block_size_bytes) {
+        return Err(err!(InvalidArgument, "block size {} is not between 64 KiB and 4 GiB", op.block_size_bytes));
+    }
+    let parent = if walk.is_complete() {
+        let found = walk.deepest();
+        if found.inode.folder {
+            return Err(err!(IsADirectory, "{path} is a folder"));
+        }
+        if !op.overwrite {
+            return Err(err!(AlreadyExists, "{path} exists already"));
+        }
+        if !found.inode.completed {
+            return Err(err!(Busy, "{path} is being written by somebody else"));
+        }
+        namespace::check(&c.who, &found.inode, WRITE, &path)?;
+        let above = &walk.chain[walk.chain.len() - 2];
+        delete::remove_entry(c, found.parent, &name, found.inode.clone());
+        above.clone()
+    } else {
+        if walk.missing.len() > 1 && !op.recursive {
+            return Err(err!(NotFound, "the folder of {path} does not exist: make it first, or ask for missing folders to be made"));
+        }
+        namespace::check(&c.who, &walk.deepest().inode, WRITE | EXECUTE, &path)?;
+        folder::make_missing(c, &walk, walk.missing.len() - 1, op.to_ufs)?
+    };
+    c.check_no_tombstone(parent.id(), &name, &path)?;
+    let mut inode = c.new_inode(&parent.inode, false, op.mode);
+    inode.block_size_bytes = op.block_size_bytes;
+    inode.page_size_bytes = op.page_size_bytes;
+    inode.to_ufs = op.to_ufs;
+    inode.cached = op.cached;
+    inode.content_version = 1;
+    let lease_id = c.counters.next_lease_id;
+    c.counters.next_lease_id += 1;
+    inode.lease_id = lease_id;
+    let count = u64::from(op.block_count).min(BLOCKS_PER_ALLOCATION_MAX);
+    let first = block::allocate(c, InodeId(inode.id), count)?;
+    block::append_run(&mut inode, first, count);
+    let lease = Lease {
+        id: lease_id,
+        file_id: inode.id,
+        expires_at_ms: c.now_ms() + op.lease_ttl_ms,
+        ttl_ms: op.lease_ttl_ms,
+        principal: c.who.user.clone(),
+        worker_id: op.worker_id,
+    };
+    c.txn.put(Cf::Lease, &id_key(lease_id), &lease);
+    c.insert(parent.id(), &name, &inode);
+    c.reply.file_id = inode.id;
+    c.reply.lease_id = lease_id;
+    c.reply.block_ids = (first..first + count).collect();
+    Ok(())
+}
+
+/// The file under a lease. Errors: `Expired` when the lease is over.
+fn leased(c: &Context<'_, '_>, file_id: u64, lease_id: u64) -> Result<(Link, Inode, Lease)> {
+    let over = || err!(Expired, "the lease of file {file_id} is over: its writer was silent for too long, write it again");
+    let lease = c.txn.lease(lease_id)?.filter(|l| l.file_id == file_id).ok_or_else(over)?;
+    let (link, inode) = c.txn.inode(InodeId(file_id))?.filter(|(_, inode)| inode.lease_id == lease_id).ok_or_else(over)?;
+    if !c.who.superuser && c.who.user != lease.principal {
+        return Err(err!(PermissionDenied, "user {} does not hold the lease of file {file_id}", c.who.user));
+    }
+    Ok((link, inode, lease))
+}
+
+pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
+    let (link, mut inode, mut lease) = leased(c, op.file_id, op.lease_id)?;
+    let count = u64::from(op.count).clamp(1, BLOCKS_PER_ALLOCATION_MAX);
+    let first = block::allocate(c, InodeId(inode.id), count)?;
+    block::append_run(&mut inode, first, count);
+    c.update(InodeId(link.parent_id), &link.name, &inode);
+    lease.expires_at_ms = c.now_ms() + lease.ttl_ms;
+    c.txn.put(Cf::Lease, &id_key(lease.id), &lease);
+    c.reply.file_id = inode.id;
+    c.reply.lease_id = lease.id;
+    c.reply.block_ids = (first..first + count).collect();
+    Ok(())
+}
+
+pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
+    let (link, mut inode, lease) = leased(c, op.file_id, op.lease_id)?;
+    let needed = if inode.cached { blocks_for(op.length, inode.block_size_bytes) } else { op.block_ids.len() as u64 };
+    let ids: Vec<u64> = block_ids(&inode).map(|b| b.get()).collect();
+    let in_order = ids.starts_with(&op.block_ids);
+    let sum: u64 = op.block_lengths.iter().sum();
+    let full = op.block_lengths.iter().rev().skip(1).all(|l| *l == inode.block_size_bytes);
+    if inode.cached && (!in_order || op.block_ids.len() as u64 != needed || op.block_lengths.len() as u64 != needed || sum != op.length || !full) {
+        return Err(err!(InvalidArgument, "the blocks of file {} do not add up to {} bytes in allocated order", op.file_id, op.length));
+    }
+    if inode.to_ufs && op.fingerprint.is_empty() {
+        return Err(err!(InvalidArgument, "file {} is to be in the under store, and no fingerprint says that it is", op.file_id));
+    }
+    // Ids beyond those used are given back; of a file that was not cached, exactly as many as its length needs are kept.
+    let keep = blocks_for(op.length, inode.block_size_bytes);
+    let mut all = std::mem::take(&mut inode.block_runs);
+    if (ids.len() as u64) < keep {
+        let more = keep - ids.len() as u64;
+        let first = block::allocate(c, InodeId(inode.id), more)?;
+        all.extend([first, more]);
+    }
+    let mut left = keep;
+    for run in all.chunks_exact(2) {
+        let (first, count) = (run[0], run[1]);
+        let kept = count.min(left);
+        if kept < count {
+            block::free_run(c, first, count);
+            if kept > 0 {
+                block::put_run(c, first, kept, InodeId(inode.id));
+                c.reply.freed_first.pop();
+                c.reply.freed_count.pop();
+                c.reply.freed_first.push(first + kept);
+                c.reply.freed_count.push(count - kept);
+            }
+        }
+        block::append_run(&mut inode, first, kept);
+        left -= kept;
+    }
+    inode.length = op.length;
+    inode.completed = true;
+    inode.persisted = inode.to_ufs;
+    inode.fingerprint = op.fingerprint.clone();
+    inode.modified_ms = c.now_ms();
+    inode.changed_index = c.change;
+    inode.lease_id = 0;
+    c.update(InodeId(link.parent_id), &link.name, &inode);
+    c.txn.delete_id(Cf::Lease, lease.id);
+    c.reply.file_id = inode.id;
+    Ok(())
+}
+
+pub fn abandon(c: &mut Context<'_, '_>, op: &Abandon) -> Result<()> {
+    let (link, inode, lease) = match leased(c, op.file_id, op.lease_id) {
+        Err(e) if e.kind() == forebay_common::ErrorKind::Expired => return Ok(()),
+        other => other?,
+    };
+    if op.expired_only && lease.expires_at_ms > c.now_ms() {
+        return Err(err!(Busy, "the lease was renewed in the meantime"));
+    }
+    delete::remove_entry(c, InodeId(link.parent_id), &link.name, inode);
+    Ok(())
+}
+
+pub fn renew(c: &mut Context<'_, '_>, op: &RenewLease) -> Result<()> {
+    for id in &op.lease_ids {
+        if let Some(mut lease) = c.txn.lease(*id)?
+            && (c.who.superuser || lease.principal == c.who.user)
+        {
+            lease.expires_at_ms = c.now_ms() + lease.ttl_ms;
+            c.txn.put(Cf::Lease, &id_key(*id), &lease);
+        }
+    }
+    Ok(())
+}

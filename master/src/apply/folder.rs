@@ -1,0 +1,49 @@
+//! Folders.
+
+use super::context::Context;
+use crate::namespace::{self, EXECUTE, Found, WRITE, Walk};
+use forebay_common::{Result, err};
+use forebay_proto::journal::Mkdir;
+
+pub fn mkdir(c: &mut Context<'_, '_>, op: &Mkdir) -> Result<()> {
+    let (path, walk) = c.walk(&op.path)?;
+    if walk.is_complete() {
+        let found = walk.deepest();
+        c.reply.file_id = found.inode.id;
+        return match found.inode.folder {
+            true if op.exist_ok => Ok(()),
+            _ => Err(err!(AlreadyExists, "{path} exists already")),
+        };
+    }
+    c.check_writable(&walk, &path)?;
+    if walk.missing.len() > 1 && !op.recursive {
+        return Err(err!(NotFound, "the folder above {path} does not exist: make it first, or use -p"));
+    }
+    namespace::check(&c.who, &walk.deepest().inode, WRITE | EXECUTE, &path)?;
+    let persisted = walk.mount.is_some();
+    let made = make_missing(c, &walk, walk.missing.len(), persisted)?;
+    let mut inode = made.inode.clone();
+    inode.mode = op.mode;
+    c.update(made.parent, &made.name, &inode);
+    c.reply.file_id = inode.id;
+    Ok(())
+}
+
+/// Makes the first `count` missing folders and returns the last (or the deepest that exists).
+pub fn make_missing(c: &mut Context<'_, '_>, walk: &Walk, count: usize, persisted: bool) -> Result<Found> {
+    let mut above = walk.deepest().clone();
+    if !above.inode.folder {
+        return Err(err!(NotADirectory, "{} is a file", String::from_utf8_lossy(&above.name)));
+    }
+    for name in &walk.missing[..count] {
+        let path = forebay_common::AbsPath::root().join(name)?;
+        c.check_no_tombstone(above.id(), name, &path)?;
+        let mut inode = c.new_inode(&above.inode, true, 0o755);
+        inode.persisted = persisted;
+        // Nothing of this name was in the under store, so nothing is below it that is not known here.
+        inode.children_known = true;
+        c.insert(above.id(), name, &inode);
+        above = Found { parent: above.id(), name: name.clone(), inode };
+    }
+    Ok(above)
+}

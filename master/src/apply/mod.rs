@@ -1,0 +1,129 @@
+//! `apply`: the pure function (state, command) -> (state, reply). The only code that writes the namespace.
+//!
+//! No clock, no randomness, no I/O but the store's own, no hash order. Time, principal and groups are stamped into the
+//! command by the leader; ids come from the state. A command that fails leaves nothing but its remembered reply. What must
+//! happen in an under store is written down as a pending record; the leader's driver does it and proposes the outcome.
+
+mod attributes;
+mod block;
+mod context;
+mod delete;
+mod file;
+mod folder;
+mod mounts;
+mod rename;
+mod replies;
+mod sync;
+
+#[cfg(test)]
+mod tests;
+
+use crate::store::{Cf, Reader, Store, Txn};
+use context::Context;
+use forebay_common::{Error, Result};
+use forebay_proto::journal::{Command, Reply, command::Op};
+use forebay_proto::store::{Applied as AppliedRecord, Inode};
+
+/// Told of every applied command, on the leader and on replay alike: where soft state follows.
+pub trait Applied: Send + Sync {
+    /// After the entry of `command` is in the store.
+    fn applied(&self, command: &Command, reply: &Reply);
+}
+
+/// Limits of the remembered replies; part of the cluster's configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Replies remembered per client.
+    pub replies_per_client: u64,
+    /// Clients remembered.
+    pub clients_max: u64,
+}
+
+/// How far the store has come.
+pub fn read_applied(store: &Store) -> Result<AppliedRecord> {
+    read_applied_in(&store.view())
+}
+
+/// How far a view had come.
+pub fn read_applied_in<R: Reader>(reader: &R) -> Result<AppliedRecord> {
+    Ok(reader.record(Cf::Meta, b"applied")?.unwrap_or_default())
+}
+
+/// Applies the commands of one entry in one batch and returns a reply for each. Errors: the store failed; nothing was written.
+pub fn apply_entry(store: &Store, commands: &[Command], applied: &mut AppliedRecord, limits: &Limits) -> Result<Vec<Reply>> {
+    let mut txn = Txn::new(store);
+    let mut counters = txn.counters()?;
+    if counters.next_inode_id == 0 {
+        initialise(&mut txn, &mut counters);
+        txn.keep();
+    }
+    let mut replies = Vec::with_capacity(commands.len());
+    for command in commands {
+        applied.changes += 1;
+        let reply = match replies::remembered(&txn, command)? {
+            Some(reply) => reply,
+            None => {
+                let mut context = Context::new(&mut txn, command, applied.changes, counters.clone());
+                let reply = match dispatch(&mut context) {
+                    Ok(()) => {
+                        let (reply, after) = context.finish();
+                        counters = after;
+                        txn.keep();
+                        reply
+                    }
+                    Err(e) => {
+                        txn.discard();
+                        failure(&e)
+                    }
+                };
+                replies::remember(&mut txn, command, &reply, applied.changes, &mut counters, limits)?;
+                txn.keep();
+                reply
+            }
+        };
+        replies.push(reply);
+    }
+    txn.put(Cf::Meta, b"counters", &counters);
+    txn.put(Cf::Meta, b"applied", applied);
+    txn.keep();
+    txn.commit()?;
+    Ok(replies)
+}
+
+fn failure(e: &Error) -> Reply {
+    Reply { error_kind: e.kind().code(), error_message: e.message().to_owned(), ..Reply::default() }
+}
+
+fn initialise(txn: &mut Txn<'_>, counters: &mut forebay_proto::store::Counters) {
+    *counters = forebay_proto::store::Counters {
+        next_inode_id: 2,
+        next_block_id: 1,
+        next_lease_id: 1,
+        next_mount_id: 1,
+        next_pending_id: 1,
+        folders: 1,
+        ..Default::default()
+    };
+    let root = Inode { id: 1, folder: true, completed: true, mode: 0o755, ..Inode::default() };
+    txn.put(Cf::Dentry, &crate::store::dentry_key(forebay_common::InodeId(0), b""), &root);
+}
+
+fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
+    let command = c.command;
+    match &command.op {
+        Some(Op::Create(op)) => file::create(c, op),
+        Some(Op::AddBlocks(op)) => file::add_blocks(c, op),
+        Some(Op::Complete(op)) => file::complete(c, op),
+        Some(Op::Abandon(op)) => file::abandon(c, op),
+        Some(Op::RenewLease(op)) => file::renew(c, op),
+        Some(Op::Mkdir(op)) => folder::mkdir(c, op),
+        Some(Op::Delete(op)) => delete::delete(c, op),
+        Some(Op::Rename(op)) => rename::rename(c, op),
+        Some(Op::SetAttributes(op)) => attributes::set(c, op),
+        Some(Op::SyncChildren(op)) => sync::children(c, op),
+        Some(Op::AddMount(op)) => mounts::add(c, op),
+        Some(Op::RemoveMount(op)) => mounts::remove(c, op),
+        Some(Op::FinishPending(op)) => delete::finish_pending(c, op),
+        None => Err(forebay_common::err!(Unsupported, "the journal holds a command this version does not know: start the newer version again")),
+    }
+}

@@ -1,0 +1,89 @@
+//! Rename: one entry moves, whatever hangs below it; the under store follows by a pending record.
+
+use super::context::Context;
+use super::delete::{add_pending, check_no_mount_below, check_nothing_open, mount_of, remove_entry};
+use crate::namespace::{self, EXECUTE, WRITE};
+use crate::store::{Cf, Reader, dentry_key, id_key};
+use forebay_common::{Result, err};
+use forebay_proto::journal::Rename;
+use forebay_proto::store::{Link, Pending};
+
+pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
+    let (source, from) = c.walk(&op.source)?;
+    let (target, to) = c.walk(&op.target)?;
+    let found = from.found(&source)?.clone();
+    if source == target {
+        return Ok(());
+    }
+    let Some(name) = target.name().map(<[u8]>::to_vec) else {
+        return Err(err!(AlreadyExists, "/ exists already"));
+    };
+    if source.is_root() || found.inode.mount_id > 0 {
+        return Err(err!(InvalidArgument, "{source} is a mount: unmount it and mount it elsewhere"));
+    }
+    if target.starts_with(&source) {
+        return Err(err!(InvalidArgument, "{source} cannot be moved below itself"));
+    }
+    if to.missing.len() > 1 {
+        return Err(err!(NotFound, "the folder of {target} does not exist"));
+    }
+    if mount_of(&from) != mount_of(&to) {
+        return Err(err!(Unsupported, "{source} and {target} are in different mounts: copy, then delete"));
+    }
+    c.check_writable(&from, &source)?;
+    check_nothing_open(c, &found, &source)?;
+    if found.inode.folder {
+        check_no_mount_below(c, &source)?;
+    }
+    let above = &from.chain[from.chain.len() - 2];
+    let below = if to.is_complete() { &to.chain[to.chain.len() - 2] } else { to.deepest() };
+    if !below.inode.folder {
+        return Err(err!(NotADirectory, "the folder of {target} is a file"));
+    }
+    namespace::check(&c.who, &above.inode, WRITE | EXECUTE, &source)?;
+    namespace::check(&c.who, &below.inode, WRITE | EXECUTE, &target)?;
+    if to.is_complete() {
+        let old = to.deepest().clone();
+        if !op.overwrite {
+            return Err(err!(AlreadyExists, "{target} exists already"));
+        }
+        if old.inode.folder != found.inode.folder {
+            return Err(if old.inode.folder { err!(IsADirectory, "{target} is a folder") } else { err!(NotADirectory, "{target} is a file") });
+        }
+        if old.inode.folder && !c.txn.children(old.id(), None, 1)?.is_empty() {
+            return Err(err!(NotEmpty, "{target} is not empty"));
+        }
+        if old.inode.mount_id > 0 {
+            return Err(err!(InvalidArgument, "{target} is a mount"));
+        }
+        check_nothing_open(c, &old, &target)?;
+        remove_entry(c, old.parent, &old.name, old.inode);
+    }
+    c.check_no_tombstone(below.id(), &name, &target)?;
+    let mut inode = found.inode.clone();
+    inode.changed_index = c.change;
+    let persisted = inode.persisted;
+    c.txn.delete(Cf::Dentry, &dentry_key(found.parent, &found.name));
+    c.txn.put(Cf::Dentry, &dentry_key(below.id(), &name), &inode);
+    c.txn.put(Cf::Link, &id_key(inode.id), &Link { parent_id: below.id().get(), name: name.clone().into() });
+    c.note_removal(found.parent)?;
+    if persisted && let Some((mount_id, _)) = from.mount {
+        let pending = Pending {
+            mount_id: mount_id.get(),
+            kind: "rename".into(),
+            source_key: from.ufs_key(&source).into(),
+            target_key: to.ufs_key(&target).into(),
+            folder: inode.folder,
+            source_parent_id: found.parent.get(),
+            source_name: found.name.clone().into(),
+            target_parent_id: below.id().get(),
+            target_name: name.into(),
+            target_path: target.as_bytes().to_vec().into(),
+            inode_id: inode.id,
+            ..Pending::default()
+        };
+        add_pending(c, pending);
+    }
+    c.reply.file_id = inode.id;
+    Ok(())
+}

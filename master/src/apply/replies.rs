@@ -1,0 +1,84 @@
+//! The reply cache: a call that is sent twice is done once. Part of the state, bounded, and replayed with it.
+//!
+//! Per client the answers of its newest calls are kept. A call below that window is refused as expired: whether it
+//! was done is not known any more, and doing it again would be wrong. Of a client that was forgotten (or is new) only
+//! the first calls are taken; it starts over under a new id otherwise.
+
+use super::Limits;
+use crate::store::{Cf, Reader, Txn, id_key, reply_key};
+use forebay_common::{ErrorKind, Result};
+use forebay_proto::journal::{Command, Reply};
+use forebay_proto::store::{ClientReplies, Counters};
+
+/// The answer given before, or the refusal of a call that is too old. Client 0 (the master's own drivers) is not remembered.
+pub fn remembered(txn: &Txn<'_>, command: &Command) -> Result<Option<Reply>> {
+    if command.client_id == 0 {
+        return Ok(None);
+    }
+    if let Some(reply) = txn.record(Cf::Reply, &reply_key(command.client_id, command.sequence))? {
+        return Ok(Some(reply));
+    }
+    let client: Option<ClientReplies> = txn.record(Cf::Client, &id_key(command.client_id))?;
+    let too_old = match client {
+        Some(client) => command.sequence <= client.forgotten_below,
+        None => command.sequence > FIRST_CALLS,
+    };
+    Ok(too_old.then(|| Reply {
+        error_kind: ErrorKind::Expired.code(),
+        error_message: "this call is older than what is remembered of its client: whether it was done is not known, look before repeating it".into(),
+        ..Reply::default()
+    }))
+}
+
+/// Calls of an unknown client that are taken.
+pub const FIRST_CALLS: u64 = 64;
+
+/// Keeps the answer and forgets what leaves the window.
+pub fn remember(txn: &mut Txn<'_>, command: &Command, reply: &Reply, change: u64, counters: &mut Counters, limits: &Limits) -> Result<()> {
+    if command.client_id == 0 {
+        return Ok(());
+    }
+    let key = id_key(command.client_id);
+    let mut client = match txn.record::<ClientReplies>(Cf::Client, &key)? {
+        Some(client) => client,
+        None => {
+            if counters.reply_clients >= limits.clients_max {
+                forget_oldest(txn, counters)?;
+            }
+            counters.reply_clients += 1;
+            ClientReplies::default()
+        }
+    };
+    txn.put(Cf::Reply, &reply_key(command.client_id, command.sequence), reply);
+    client.touched = change;
+    let floor = command.sequence.saturating_sub(limits.replies_per_client);
+    if floor > client.forgotten_below {
+        for sequence in client.forgotten_below + 1..=floor {
+            if floor - sequence < 4 * limits.replies_per_client {
+                txn.delete(Cf::Reply, &reply_key(command.client_id, sequence));
+            }
+        }
+        client.forgotten_below = floor;
+    }
+    txn.put(Cf::Client, &key, &client);
+    Ok(())
+}
+
+/// Forgets the quarter of the clients that was silent longest, so that the scan is paid rarely.
+fn forget_oldest(txn: &mut Txn<'_>, counters: &mut Counters) -> Result<()> {
+    let mut clients: Vec<(u64, Vec<u8>)> = txn
+        .scan(Cf::Client, b"", None, usize::MAX)?
+        .into_iter()
+        .map(|(key, raw)| (<ClientReplies as prost::Message>::decode(raw.as_slice()).map_or(0, |c| c.touched), key))
+        .collect();
+    clients.sort();
+    let forgotten = clients.len().div_ceil(4);
+    for (_, key) in clients.drain(..forgotten) {
+        for (reply, _) in txn.scan(Cf::Reply, &key, None, usize::MAX)? {
+            txn.delete(Cf::Reply, &reply);
+        }
+        txn.delete(Cf::Client, &key);
+    }
+    counters.reply_clients = clients.len() as u64;
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! What was seen in an under store becomes part of the namespace.
+//!
+//! The look was taken at state `base_index`; rows about anything that changed here since are skipped (and counted in the
+//! reply): a listing that started before a file was created must not remove it, one that started before a deletion
+//! must not bring it back.
+
+use super::context::Context;
+use super::{block, delete};
+use crate::namespace::blocks_for;
+use crate::store::{Cf, Reader, dentry_key};
+use forebay_common::{InodeId, Result, err};
+use forebay_proto::journal::{Seen, SyncChildren};
+use forebay_proto::store::Inode;
+
+pub fn children(c: &mut Context<'_, '_>, op: &SyncChildren) -> Result<()> {
+    let parent_id = InodeId(op.parent_id);
+    let (place, parent) = if parent_id == InodeId::ROOT {
+        ((InodeId(0), Vec::new()), c.txn.root()?)
+    } else {
+        let (link, inode) = c.txn.inode(parent_id)?.ok_or_else(|| err!(NotFound, "the folder is gone"))?;
+        ((InodeId(link.parent_id), link.name.to_vec()), inode)
+    };
+    if !parent.folder {
+        return Err(err!(NotADirectory, "inode {parent_id} is a file"));
+    }
+    for seen in &op.seen {
+        one(c, op, &parent, seen)?;
+    }
+    for name in &op.gone {
+        gone(c, op, parent_id, name)?;
+    }
+    if op.all_seen && !parent.children_known {
+        // Read again: rows above may have written it.
+        let mut now = c.txn.child(place.0, &place.1)?.ok_or_else(|| err!(NotFound, "the folder is gone"))?;
+        now.children_known = true;
+        c.update(place.0, &place.1, &now);
+    }
+    Ok(())
+}
+
+fn one(c: &mut Context<'_, '_>, op: &SyncChildren, parent: &Inode, seen: &Seen) -> Result<()> {
+    let parent_id = InodeId(parent.id);
+    forebay_common::path::check_name(&seen.name)?;
+    match c.txn.child(parent_id, &seen.name)? {
+        None => {
+            let tombstone = c.txn.get(Cf::Tombstone, &dentry_key(parent_id, &seen.name))?;
+            if tombstone.is_some() || parent.removal_index > op.base_index {
+                c.reply.skipped += 1;
+                return Ok(());
+            }
+            let inode = fresh(c, op, parent, seen)?;
+            c.insert(parent_id, &seen.name, &inode);
+        }
+        Some(mut old) => {
+            if old.changed_index > op.base_index || !old.completed || old.mount_id > 0 || old.lease_id > 0 {
+                c.reply.skipped += 1;
+                return Ok(());
+            }
+            if old.folder && seen.folder {
+                return Ok(());
+            }
+            if !old.folder && !seen.folder && !old.persisted {
+                return Ok(());
+            }
+            if !old.folder && !seen.folder {
+                if old.fingerprint == seen.fingerprint {
+                    return Ok(());
+                }
+                block::free_all(c, &mut old);
+                let count = blocks_for(seen.length, old.block_size_bytes);
+                let first = block::allocate(c, InodeId(old.id), count)?;
+                block::append_run(&mut old, first, count);
+                old.length = seen.length;
+                old.fingerprint = seen.fingerprint.clone();
+                old.modified_ms = seen.modified_ms;
+                old.content_version += 1;
+                old.changed_index = c.change;
+                c.update(parent_id, &seen.name, &old);
+                return Ok(());
+            }
+            // A file became a folder or the other way round.
+            if remove(c, parent_id, &seen.name, old)? {
+                let inode = fresh(c, op, parent, seen)?;
+                c.insert(parent_id, &seen.name, &inode);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn gone(c: &mut Context<'_, '_>, op: &SyncChildren, parent_id: InodeId, name: &[u8]) -> Result<()> {
+    let Some(old) = c.txn.child(parent_id, name)? else { return Ok(()) };
+    if old.changed_index > op.base_index || !old.completed || !old.persisted {
+        c.reply.skipped += 1;
+        return Ok(());
+    }
+    remove(c, parent_id, name, old).map(drop)
+}
+
+/// Removes what the under store no longer has, unless something mounted, open or not persisted would go with it.
+fn remove(c: &mut Context<'_, '_>, parent_id: InodeId, name: &[u8], old: Inode) -> Result<bool> {
+    if old.mount_id > 0 {
+        return Ok(false);
+    }
+    if old.folder {
+        let mut folders = vec![InodeId(old.id)];
+        while let Some(folder) = folders.pop() {
+            for (_, child) in c.txn.children(folder, None, delete::RECURSION_MAX_ENTRIES)? {
+                if child.mount_id > 0 || child.lease_id > 0 || (!child.folder && !child.persisted) {
+                    c.reply.skipped += 1;
+                    return Ok(false);
+                }
+                if child.folder {
+                    folders.push(InodeId(child.id));
+                }
+            }
+        }
+    }
+    delete::remove_tree(c, parent_id, name, old)?;
+    Ok(true)
+}
+
+fn fresh(c: &mut Context<'_, '_>, op: &SyncChildren, parent: &Inode, seen: &Seen) -> Result<Inode> {
+    let mode = match (seen.mode, seen.folder) {
+        (0, true) => 0o755,
+        (0, false) => 0o644,
+        (mode, _) => mode,
+    };
+    let id = c.draw_inode_id();
+    let mut inode = Inode {
+        id,
+        folder: seen.folder,
+        length: seen.length,
+        completed: true,
+        persisted: true,
+        to_ufs: !seen.folder,
+        cached: !seen.folder,
+        owner: if seen.owner.is_empty() { parent.owner.clone() } else { seen.owner.clone() },
+        group: if seen.group.is_empty() { parent.group.clone() } else { seen.group.clone() },
+        mode,
+        content_version: 1,
+        created_ms: c.now_ms(),
+        modified_ms: if seen.modified_ms > 0 { seen.modified_ms } else { c.now_ms() },
+        fingerprint: seen.fingerprint.clone(),
+        changed_index: c.change,
+        ..Inode::default()
+    };
+    if !seen.folder {
+        inode.block_size_bytes = op.block_size_bytes;
+        inode.page_size_bytes = op.page_size_bytes;
+        let count = blocks_for(seen.length, op.block_size_bytes);
+        let first = block::allocate(c, InodeId(id), count)?;
+        block::append_run(&mut inode, first, count);
+    }
+    Ok(inode)
+}

@@ -1,0 +1,91 @@
+//! `Core`: the parts of one master, shared by its services and drivers.
+
+use crate::apply::Applied;
+use crate::block::BlockMap;
+use crate::driver::PendingDriver;
+use crate::identity::Identity;
+use crate::journal::Journal;
+use crate::metrics::ClusterMetrics;
+use crate::mount::{MountTable, Syncer};
+use crate::namespace::Who;
+use crate::store::Store;
+use crate::worker::{Registry, TokenKeys};
+use forebay_common::config::{MasterConfig, SecurityConfig};
+use forebay_common::{BlockId, Result, clock, err};
+use forebay_proto::Caller;
+use forebay_proto::journal::{Command, Reply, command::Op};
+use std::sync::Arc;
+
+/// Soft state that follows applied commands.
+#[derive(Default)]
+pub struct Soft {
+    /// Who has which block.
+    pub blocks: BlockMap,
+    /// Workers, by heartbeat.
+    pub workers: Registry,
+    /// Opened under stores.
+    pub mounts: MountTable,
+}
+
+impl Applied for Soft {
+    fn applied(&self, command: &Command, reply: &Reply) {
+        for (first, count) in reply.freed_first.iter().zip(&reply.freed_count) {
+            for id in *first..first + count {
+                for worker in self.blocks.remove_block(BlockId(id)) {
+                    self.workers.queue_delete(worker, BlockId(id));
+                }
+            }
+        }
+        if matches!(command.op, Some(Op::AddMount(_) | Op::RemoveMount(_))) {
+            self.mounts.forget_all();
+        }
+    }
+}
+
+/// Everything a service needs.
+pub struct Core {
+    pub config: MasterConfig,
+    pub security: SecurityConfig,
+    pub cluster_secret: Vec<u8>,
+    pub store: Store,
+    pub journal: Journal,
+    pub soft: Arc<Soft>,
+    pub syncer: Syncer,
+    pub identity: Identity,
+    pub keys: TokenKeys,
+    pub metrics: ClusterMetrics,
+    pub pending: PendingDriver,
+    pub started_ms: u64,
+}
+
+impl Core {
+    /// Who a caller is. Errors: `Unauthenticated` when it does not say.
+    pub fn who(&self, caller: Option<&Caller>) -> Result<Who> {
+        match caller {
+            Some(caller) if !caller.user.is_empty() => Ok(self.identity.who(&caller.user)),
+            _ => Err(err!(Unauthenticated, "the call does not say which user it is for")),
+        }
+    }
+
+    /// Stamps a change for a caller and has it applied.
+    pub async fn change(&self, caller: Option<&Caller>, op: Op) -> Result<Reply> {
+        let who = self.who(caller)?;
+        let (client_id, sequence) = caller.map_or((0, 0), |c| (c.client_id, c.sequence));
+        if client_id == 0 || sequence == 0 {
+            return Err(err!(InvalidArgument, "a change needs the client's id and a sequence number of at least 1"));
+        }
+        self.propose(who, client_id, sequence, op).await
+    }
+
+    /// Has a change of the master's own applied.
+    pub async fn own_change(&self, op: Op) -> Result<Reply> {
+        let who = Who { user: self.identity.started_by().to_owned(), groups: Vec::new(), superuser: true };
+        self.propose(who, 0, 0, op).await
+    }
+
+    async fn propose(&self, who: Who, client_id: u64, sequence: u64, op: Op) -> Result<Reply> {
+        let command =
+            Command { principal: who.user, groups: who.groups, superuser: who.superuser, now_ms: clock::now_ms(), client_id, sequence, op: Some(op) };
+        self.journal.propose(command).await
+    }
+}

@@ -1,0 +1,201 @@
+//! Drivers: what the leader does outside of apply, each step safe to repeat.
+//!
+//! `PendingDriver` has under stores follow deletions and renames: it takes pending records oldest first, never one whose
+//! keys touch those of an older unfinished one, retries with backoff for ever what may be retried, and proposes the
+//! outcome. After a crash it finds the records again. `run` also expires leases and workers and rotates token keys.
+
+use crate::core::Core;
+use crate::store::Reader;
+use forebay_common::{Error, ErrorKind, InodeId, MountId, Result, counter, err, gauge};
+use forebay_proto::journal::{Abandon, FinishPending, command::Op};
+use forebay_proto::store::Pending;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+counter!(RETRIES, "forebay_master_pending_retries_total", "changes that an under store did not take at once");
+gauge!(ACTIVE, "forebay_master_pending_changes", "changes on their way to under stores");
+
+/// Changes under way to under stores at once.
+const CONCURRENCY: usize = 16;
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+type Outcome = Option<Result<(), Error>>;
+
+#[derive(Default)]
+pub struct PendingDriver {
+    active: Mutex<HashMap<u64, watch::Receiver<Outcome>>>,
+}
+
+/// Whether one key is the other or lies below it.
+fn touches(a: &[u8], b: &[u8]) -> bool {
+    let (short, long) = if a.len() <= b.len() { (a, b) } else { (b, a) };
+    long.starts_with(short) && (long.len() == short.len() || short.is_empty() || long[short.len()] == b'/')
+}
+
+fn conflicts(a: &Pending, b: &Pending) -> bool {
+    let keys = |p: &Pending| if p.kind == "rename" { vec![p.source_key.clone(), p.target_key.clone()] } else { vec![p.source_key.clone()] };
+    a.mount_id == b.mount_id && keys(a).iter().any(|x| keys(b).iter().any(|y| touches(x, y)))
+}
+
+impl PendingDriver {
+    /// Waits until the under store has followed, at most `limit`.
+    ///
+    /// Errors: what the store said when it never will; `Timeout` when it has not yet (it is retried on).
+    pub async fn wait(&self, core: &Arc<Core>, id: u64, limit: Duration) -> Result<()> {
+        self.start_ready(core)?;
+        let deadline = Instant::now() + limit;
+        loop {
+            let receiver = self.active.lock().unwrap_or_else(|e| e.into_inner()).get(&id).cloned();
+            let left = deadline.saturating_duration_since(Instant::now());
+            match receiver {
+                Some(mut receiver) => match tokio::time::timeout(left, receiver.wait_for(Option::is_some)).await {
+                    Ok(Ok(outcome)) => return outcome.clone().unwrap_or(Ok(())),
+                    Ok(Err(_)) => {}
+                    Err(_) => break,
+                },
+                None if !core.store.view().pending()?.iter().any(|p| p.id == id) => return Ok(()),
+                None if left.is_zero() => break,
+                None => {
+                    tokio::time::sleep(Duration::from_millis(5).min(left)).await;
+                    self.start_ready(core)?;
+                }
+            }
+        }
+        Err(err!(Timeout, "the change is done here and on its way to the under store, which has not taken it yet; it is tried on"))
+    }
+
+    /// Starts every pending record that touches no older one.
+    fn start_ready(&self, core: &Arc<Core>) -> Result<()> {
+        let pending = core.store.view().pending()?;
+        ACTIVE.set(pending.len() as i64);
+        let mut active = self.active.lock().unwrap_or_else(|e| e.into_inner());
+        for (i, record) in pending.iter().enumerate() {
+            if active.len() >= CONCURRENCY {
+                break;
+            }
+            if active.contains_key(&record.id) || pending[..i].iter().any(|older| conflicts(older, record)) {
+                continue;
+            }
+            let (sender, receiver) = watch::channel(None);
+            active.insert(record.id, receiver);
+            let (core, record) = (core.clone(), record.clone());
+            tokio::spawn(async move {
+                let outcome = carry_out(&core, &record).await;
+                sender.send_replace(Some(outcome));
+                core.pending.active.lock().unwrap_or_else(|e| e.into_inner()).remove(&record.id);
+                if let Err(e) = core.pending.start_ready(&core) {
+                    tracing::warn!(error = %e, "pending changes could not be read");
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+async fn carry_out(core: &Arc<Core>, record: &Pending) -> Result<()> {
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        let outcome = attempt(core, record).await;
+        let (error, fingerprints) = match &outcome {
+            Ok(fingerprints) => (String::new(), fingerprints.clone()),
+            Err(e) if e.is_retryable() => {
+                RETRIES.inc();
+                tracing::warn!(error = %e, kind = record.kind, "an under store has not taken a change yet; it is tried again");
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(BACKOFF_MAX);
+                continue;
+            }
+            Err(e) => (e.to_string(), None),
+        };
+        let (previous_fingerprint, fingerprint) = fingerprints.unwrap_or_default();
+        let finish = FinishPending { pending_id: record.id, error, previous_fingerprint, fingerprint };
+        match core.own_change(Op::FinishPending(finish)).await {
+            Ok(_) => {
+                if record.inode_id > 0 && outcome.is_ok() {
+                    core.syncer.note_looked(InodeId(record.inode_id));
+                }
+                return outcome.map(drop);
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "the outcome of a pending change was not journaled; it is tried again");
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(BACKOFF_MAX);
+            }
+        }
+    }
+}
+
+/// Does it once. Of a renamed file also its fingerprints before and after, when nobody else touched it between.
+async fn attempt(core: &Arc<Core>, record: &Pending) -> Result<Option<(String, String)>> {
+    let mount = core.soft.mounts.get(&core.store, &core.config, MountId(record.mount_id))?;
+    if record.kind == "delete" {
+        mount.ufs.delete(&record.source_key, record.folder).await?;
+        return Ok(None);
+    }
+    let before = if record.folder { None } else { mount.ufs.stat(&record.source_key).await.ok() };
+    mount.ufs.rename(&record.source_key, &record.target_key, record.folder).await?;
+    let Some(before) = before else { return Ok(None) };
+    let after = mount.ufs.stat(&record.target_key).await?;
+    // An object store's copy has a new modification time but keeps its ETag; a file keeps its modification time.
+    let same = before.length == after.length && (before.fingerprint == after.fingerprint || before.modified_ms == after.modified_ms);
+    Ok(same.then_some((before.fingerprint, after.fingerprint)))
+}
+
+/// Runs until shutdown: leases, workers, keys, pending records left from before, rate samples.
+pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
+    let started = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        for worker in core.soft.workers.expire(Duration::from_millis(core.config.worker_timeout_ms)) {
+            tracing::warn!(%worker, "worker is lost: no heartbeat within master.worker_timeout_ms");
+            core.soft.blocks.remove_worker(worker);
+        }
+        core.metrics.sample();
+        if let Err(e) = core.keys.rotate() {
+            tracing::error!(error = %e, "token keys were not rotated");
+        }
+        if let Err(e) = core.pending.start_ready(&core) {
+            tracing::error!(error = %e, "pending changes could not be read");
+        }
+        // Writers could not renew while this master was down: they get one lease's time to come back.
+        if started.elapsed() > Duration::from_millis(core.config.lease_ttl_ms) {
+            expire_leases(&core).await;
+        }
+    }
+}
+
+async fn expire_leases(core: &Arc<Core>) {
+    let leases = match core.store.view().leases() {
+        Ok(leases) => leases,
+        Err(e) => return tracing::error!(error = %e, "leases could not be read"),
+    };
+    let now = forebay_common::clock::now_ms();
+    for lease in leases.into_iter().filter(|l| l.expires_at_ms <= now) {
+        tracing::info!(file = lease.file_id, principal = lease.principal, "a lease ran out: the unfinished file is removed");
+        let op = Abandon { file_id: lease.file_id, lease_id: lease.id, expired_only: true };
+        match core.own_change(Op::Abandon(op)).await {
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::Busy => {}
+            Err(e) => tracing::warn!(error = %e, file = lease.file_id, "a lease could not be ended"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_touch_by_whole_names() {
+        assert!(touches(b"a", b"a/b") && touches(b"a/b", b"a") && touches(b"a", b"a") && touches(b"", b"x"));
+        assert!(!touches(b"a", b"ab") && !touches(b"a/b", b"a/c"));
+    }
+}

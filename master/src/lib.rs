@@ -1,0 +1,20 @@
+//! The master: the namespace, its journal, the mount table, and what is known of workers and blocks.
+//!
+//! Layers, from the outside in: `service` (decode, authorise, one call, encode) → `journal` → `apply` (the only way state
+//! changes) → `store`. Beside them soft state that a restart rebuilds: `block`, `worker`, `mount::sync`'s freshness. The
+//! drivers in `driver` do what a command left to be done in an under store.
+
+pub mod apply;
+mod block;
+mod core;
+mod driver;
+mod identity;
+pub mod journal;
+mod metrics;
+mod mount;
+pub mod namespace;
+mod service;
+pub mod store;
+mod worker;
+
+pub use service::{MasterHandle, start};

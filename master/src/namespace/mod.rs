@@ -1,0 +1,26 @@
+//! Questions about the namespace, asked by services over a snapshot and by `apply` over the command being applied.
+
+mod permission;
+mod resolve;
+
+pub use permission::{EXECUTE, READ, WRITE, Who, check, check_owner, check_traverse};
+pub use resolve::{Found, Walk, walk};
+
+use forebay_common::BlockId;
+use forebay_common::token::BlockRun;
+use forebay_proto::store::Inode;
+
+/// The runs of block ids of a file, in order.
+pub fn block_runs(inode: &Inode) -> Vec<BlockRun> {
+    inode.block_runs.chunks_exact(2).map(|c| BlockRun { first: c[0], count: c[1] }).collect()
+}
+
+/// Every block id of a file, in order.
+pub fn block_ids(inode: &Inode) -> impl Iterator<Item = BlockId> + '_ {
+    inode.block_runs.chunks_exact(2).flat_map(|c| c[0]..c[0] + c[1]).map(BlockId)
+}
+
+/// Blocks that `length` bytes take.
+pub fn blocks_for(length: u64, block_size_bytes: u64) -> u64 {
+    length.div_ceil(block_size_bytes.max(1))
+}

@@ -1,0 +1,100 @@
+//! Reports.
+
+use crate::core::Core;
+use crate::mount::Mounted;
+use crate::store::Reader;
+use forebay_common::{ErrorKind, MountId, Result, clock};
+use forebay_proto::admin_server::Admin;
+use forebay_proto::convert::to_status;
+use forebay_proto::{ClientCounters, ClientCountersDone, NamedValue, PingRequest, PingResponse, ReportRequest, ReportResponse, UfsReport};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+/// Limit of asking one under store for a report.
+const UFS_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+
+pub struct Service(pub Arc<Core>);
+
+impl Service {
+    async fn ufs(&self) -> Result<Vec<UfsReport>> {
+        let core = &self.0;
+        let mounts = core.store.view().mounts()?;
+        let checks = mounts.into_iter().map(|record| async move {
+            let checked = match core.soft.mounts.get(&core.store, &core.config, MountId(record.id)) {
+                Ok(mounted) => check(&mounted).await,
+                Err(e) => Err(e),
+            };
+            UfsReport {
+                mount_id: record.id,
+                path: record.path,
+                uri: record.uri,
+                read_only: record.read_only,
+                reachable: checked.is_ok(),
+                error: checked.err().map(|e| e.to_string()).unwrap_or_default(),
+                unshown_objects: core.syncer.unshown(record.id),
+            }
+        });
+        Ok(futures::future::join_all(checks).await)
+    }
+
+    async fn gather(&self) -> Result<ReportResponse> {
+        let core = &self.0;
+        let ufs = self.ufs().await?;
+        let view = core.store.view();
+        let counters = view.counters()?;
+        let applied = crate::apply::read_applied_in(&view)?;
+        let disk = nix::sys::statvfs::statvfs(&core.config.data_dir).ok();
+        let bytes = |blocks: u64| disk.as_ref().map_or(0, |d| blocks * d.fragment_size());
+        let mut warnings = Vec::new();
+        if core.security.allow_insecure_bind {
+            warnings.push("security.allow_insecure_bind is on: identity is 'simple', every client is whoever it says".to_owned());
+        }
+        if core.cluster_secret.is_empty() && core.security.allow_insecure_bind {
+            warnings.push("no security.cluster_secret_file: any process that reaches the RPC port can register as a worker and is given credentials".to_owned());
+        }
+        Ok(ReportResponse {
+            workers: core.soft.workers.report(),
+            metrics: core.metrics.report().into_iter().map(|(name, value)| NamedValue { name, value }).collect(),
+            ufs,
+            files: counters.files,
+            folders: counters.folders,
+            started_ms: core.started_ms,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            now_ms: clock::now_ms(),
+            applied_index: applied.index,
+            warnings,
+            pending_changes: view.pending()?.len() as u64,
+            data_dir_total_bytes: bytes(disk.as_ref().map_or(0, nix::sys::statvfs::Statvfs::blocks)),
+            data_dir_free_bytes: bytes(disk.as_ref().map_or(0, nix::sys::statvfs::Statvfs::blocks_available)),
+        })
+    }
+}
+
+async fn check(mounted: &Mounted) -> Result<()> {
+    match tokio::time::timeout(UFS_CHECK_TIMEOUT, mounted.ufs.check()).await {
+        Ok(result) => result,
+        Err(_) => Err(forebay_common::Error::new(ErrorKind::Timeout, format!("{} does not answer within {} s", mounted.ufs.uri(), UFS_CHECK_TIMEOUT.as_secs()))),
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Service {
+    async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
+        let state = if self.0.journal.read_barrier().is_ok() { "leader" } else { "not leading" };
+        Ok(Response::new(PingResponse { now_ms: clock::now_ms(), version: env!("CARGO_PKG_VERSION").to_owned(), state: state.to_owned() }))
+    }
+
+    async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
+        self.0.who(request.get_ref().caller.as_ref()).map_err(|e| to_status(&e))?;
+        self.gather().await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn add_client_counters(&self, request: Request<ClientCounters>) -> Result<Response<ClientCountersDone>, Status> {
+        self.0.who(request.get_ref().caller.as_ref()).map_err(|e| to_status(&e))?;
+        for counter in request.into_inner().counters {
+            self.0.metrics.add(&counter.name, counter.value);
+        }
+        Ok(Response::new(ClientCountersDone {}))
+    }
+}

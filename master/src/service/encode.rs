@@ -1,0 +1,54 @@
+//! Inodes as clients see them.
+
+use crate::core::Core;
+use crate::mount::Mounted;
+use crate::namespace::block_ids;
+use forebay_common::AbsPath;
+use forebay_proto::store::Inode;
+use forebay_proto::{BlockInfo, BlockLocation, FileStatus};
+
+/// The status of an entry. `key` is its key below the mount's root.
+pub fn status(path: &AbsPath, inode: &Inode, mount: Option<&Mounted>, key: &[u8]) -> FileStatus {
+    FileStatus {
+        file_id: inode.id,
+        path: path.as_bytes().to_vec().into(),
+        length: inode.length,
+        block_size_bytes: inode.block_size_bytes,
+        folder: inode.folder,
+        completed: inode.completed,
+        persisted: inode.persisted,
+        pinned: inode.pinned,
+        ttl_ms: -1,
+        owner: inode.owner.clone(),
+        group: inode.group.clone(),
+        mode: inode.mode,
+        ufs_path: mount.map(|m| m.ufs.uri().join(key)).unwrap_or_default(),
+        content_version: inode.content_version,
+        modified_ms: inode.modified_ms,
+        mount_id: mount.map_or(0, |m| m.id.get()),
+        fingerprint: inode.fingerprint.clone(),
+        page_size_bytes: inode.page_size_bytes,
+        mount_point: inode.mount_id > 0,
+        cached_bytes: 0,
+        mem_bytes: 0,
+    }
+}
+
+/// The blocks of a file with who has bytes of them, and the totals written into its status.
+pub fn blocks(core: &Core, inode: &Inode, status: &mut FileStatus) -> Vec<BlockInfo> {
+    let mut offset = 0;
+    let mut out = Vec::new();
+    for id in block_ids(inode) {
+        let length = inode.block_size_bytes.min(inode.length.saturating_sub(offset));
+        let holders = core.soft.blocks.holders(id);
+        status.cached_bytes += holders.iter().map(|h| h.cached_bytes).max().unwrap_or(0).min(length);
+        status.mem_bytes += holders.iter().filter(|h| h.tier == "MEM").map(|h| h.cached_bytes).max().unwrap_or(0).min(length);
+        let locations = holders
+            .into_iter()
+            .map(|h| BlockLocation { worker_id: h.worker.get(), tier: h.tier.to_owned(), cached_bytes: h.cached_bytes })
+            .collect();
+        out.push(BlockInfo { id: id.get(), offset, length, locations });
+        offset += inode.block_size_bytes;
+    }
+    out
+}

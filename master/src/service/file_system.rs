@@ -1,0 +1,503 @@
+//! The namespace, for clients.
+
+use super::{encode, placement};
+use crate::core::Core;
+use crate::mount::{MountOptions, Resolved, raw};
+use crate::namespace::{self, READ, Who};
+use crate::store::Reader;
+use forebay_common::limits::LIST_BATCH_ENTRIES;
+use forebay_common::token::UfsSource;
+use forebay_common::{AbsPath, ErrorKind, InodeId, MountId, Result, err};
+use forebay_proto::convert::to_status;
+use forebay_proto::file_system_server::FileSystem;
+use forebay_proto::journal::{self, command::Op};
+use forebay_proto::store::Inode;
+use forebay_proto::*;
+use forebay_ufs::{UfsUri, UnderStore};
+use futures::Stream;
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// The umask of files and folders made without a mode.
+const UMASK: u32 = 0o022;
+/// How long a call waits for the under store to follow a deletion or a rename.
+const PENDING_WAIT: Duration = Duration::from_secs(50);
+/// Messages of a listing that may wait for a slow client.
+const LIST_QUEUE: usize = 4;
+
+pub struct Service(pub Arc<Core>);
+
+impl Service {
+    /// Resolves what a caller names.
+    async fn resolve(&self, caller: Option<&Caller>, path: &[u8]) -> Result<(Who, AbsPath, Resolved)> {
+        let who = self.0.who(caller)?;
+        let path = AbsPath::parse(path)?;
+        let resolved = self.0.syncer.resolve(&self.0, &who, &path).await?;
+        Ok((who, path, resolved))
+    }
+
+    fn status_by_id(&self, id: u64) -> Result<(AbsPath, Inode, FileStatus)> {
+        let view = self.0.store.view();
+        let id = InodeId(id);
+        let inode = if id == InodeId::ROOT { Some(view.root()?) } else { view.inode(id)?.map(|(_, inode)| inode) };
+        let inode = inode.ok_or_else(|| err!(NotFound, "the file is gone already"))?;
+        let path = view.path_of(id)?;
+        let walk = namespace::walk(&view, &path)?;
+        let mount = walk.mount.map(|(id, _)| self.0.soft.mounts.get(&self.0.store, &self.0.config, id)).transpose()?;
+        let status = encode::status(&path, &inode, mount.as_deref(), &walk.ufs_key(&path));
+        Ok((path, inode, status))
+    }
+
+    async fn get_status_inner(&self, request: GetStatusRequest) -> Result<GetStatusResponse> {
+        let (_, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        let found = resolved.found(&path)?;
+        let mut status = encode::status(&path, &found.inode, resolved.mount.as_deref(), &resolved.walk.ufs_key(&path));
+        let (mut blocks, mut workers) = (Vec::new(), Vec::new());
+        if request.with_blocks && !found.inode.folder {
+            blocks = encode::blocks(&self.0, &found.inode, &mut status);
+            workers = self.0.soft.workers.live().into_iter().map(|w| w.address).collect();
+        }
+        Ok(GetStatusResponse { status: Some(status), blocks, workers })
+    }
+
+    async fn list_inner(&self, request: ListRequest) -> Result<mpsc::Receiver<Result<ListResponse, Status>>> {
+        let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        let found = resolved.found(&path)?;
+        let (sender, receiver) = mpsc::channel(LIST_QUEUE);
+        if !found.inode.folder {
+            let status = encode::status(&path, &found.inode, resolved.mount.as_deref(), &resolved.walk.ufs_key(&path));
+            let _ = sender.try_send(Ok(ListResponse { entries: vec![status] }));
+            return Ok(receiver);
+        }
+        namespace::check(&who, &found.inode, READ, &path)?;
+        self.0.syncer.sync_folder(&self.0, &path, &resolved).await?;
+        let core = self.0.clone();
+        tokio::spawn(async move {
+            if let Err(e) = send_listing(core, who, path, request.recursive, &sender).await {
+                let _ = sender.send(Err(to_status(&e))).await;
+            }
+        });
+        Ok(receiver)
+    }
+
+    async fn open_inner(&self, request: OpenRequest) -> Result<OpenResponse> {
+        let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        let found = resolved.found(&path)?;
+        if found.inode.folder {
+            return Err(err!(IsADirectory, "{path} is a folder"));
+        }
+        namespace::check(&who, &found.inode, READ, &path)?;
+        if !found.inode.completed {
+            return Err(err!(Busy, "{path} is still being written"));
+        }
+        let key = resolved.walk.ufs_key(&path);
+        let mut status = encode::status(&path, &found.inode, resolved.mount.as_deref(), &key);
+        let mut blocks = encode::blocks(&self.0, &found.inode, &mut status);
+        let source = match &resolved.mount {
+            Some(mount) if found.inode.persisted => Some(UfsSource {
+                mount_id: mount.id.get(),
+                previous_key: self.previous_key(mount.id, &key)?,
+                key,
+                fingerprint: found.inode.fingerprint.clone(),
+            }),
+            _ => None,
+        };
+        let (workers, token_expires_at_ms) = placement::for_reading(&self.0, &who, &found.inode, source, &request.local_workers, &mut blocks)?;
+        Ok(OpenResponse { status: Some(status), blocks, workers, token_expires_at_ms })
+    }
+
+    /// Where the bytes of `key` still are while a rename is on its way to the store; empty mostly.
+    fn previous_key(&self, mount: MountId, key: &[u8]) -> Result<Vec<u8>> {
+        for pending in self.0.store.view().pending()? {
+            if pending.kind == "rename" && pending.mount_id == mount.get() {
+                let rest = key.strip_prefix(&pending.target_key[..]);
+                if let Some(rest) = rest.filter(|r| r.is_empty() || r.starts_with(b"/")) {
+                    return Ok([&pending.source_key[..], rest].concat());
+                }
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    async fn create_inner(&self, request: CreateRequest) -> Result<CreateResponse> {
+        let core = &self.0;
+        let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        let (to_ufs, cached) = match request.write_type.as_str() {
+            "" | "through" => (true, true),
+            "cache_only" => (false, true),
+            "ufs_only" => (true, false),
+            other => return Err(err!(InvalidArgument, "write type {other:?} is not through, cache_only or ufs_only")),
+        };
+        let options = resolved.mount.as_ref().map(|m| m.options.clone());
+        let (block_size, page_size) = options
+            .map_or((core.config.block_size.as_u64(), core.config.page_size.as_u64()), |o| (o.block_size_bytes, o.page_size_bytes));
+        let worker = placement::for_writing(core, &request.local_workers, &request.avoid_workers)?;
+        let op = journal::Create {
+            path: raw(&path),
+            overwrite: request.overwrite,
+            recursive: request.recursive,
+            mode: if request.mode == 0 { 0o666 & !UMASK } else { request.mode & 0o7777 },
+            block_size_bytes: if request.block_size_bytes == 0 { block_size } else { request.block_size_bytes },
+            page_size_bytes: page_size,
+            to_ufs,
+            cached,
+            lease_ttl_ms: core.config.lease_ttl_ms,
+            worker_id: worker.id.get(),
+            block_count: u32::from(cached),
+        };
+        let reply = core.change(request.caller.as_ref(), Op::Create(op)).await?;
+        let (path, inode, status) = self.status_by_id(reply.file_id)?;
+        let key = self.key_of(&path)?;
+        let target = placement::write_target(core, &who, &inode, resolved.mount.as_deref(), key, &worker, reply.block_ids)?;
+        Ok(CreateResponse { status: Some(status), target: Some(target) })
+    }
+
+    fn key_of(&self, path: &AbsPath) -> Result<Vec<u8>> {
+        let view = self.0.store.view();
+        Ok(namespace::walk(&view, path)?.ufs_key(path))
+    }
+
+    async fn add_blocks_inner(&self, request: AddBlocksRequest) -> Result<WriteTarget> {
+        let core = &self.0;
+        let who = core.who(request.caller.as_ref())?;
+        let lease = core.store.view().lease(request.lease_id)?;
+        let op = journal::AddBlocks { file_id: request.file_id, lease_id: request.lease_id, count: request.count };
+        let reply = core.change(request.caller.as_ref(), Op::AddBlocks(op)).await?;
+        let (path, inode, _) = self.status_by_id(reply.file_id)?;
+        let walk = namespace::walk(&core.store.view(), &path)?;
+        let mount = walk.mount.map(|(id, _)| core.soft.mounts.get(&core.store, &core.config, id)).transpose()?;
+        let worker_id = lease.map_or(0, |l| l.worker_id);
+        let live = core.soft.workers.live();
+        let worker = live
+            .iter()
+            .find(|w| w.id.get() == worker_id)
+            .ok_or_else(|| err!(Unavailable, "the worker that {path} is written to is lost: write the file again"))?;
+        placement::write_target(core, &who, &inode, mount.as_deref(), walk.ufs_key(&path), worker, reply.block_ids)
+    }
+
+    async fn complete_inner(&self, request: CompleteRequest) -> Result<GetStatusResponse> {
+        let core = &self.0;
+        core.who(request.caller.as_ref())?;
+        let lease = core.store.view().lease(request.lease_id)?;
+        let op = journal::Complete {
+            file_id: request.file_id,
+            lease_id: request.lease_id,
+            length: request.length,
+            block_ids: request.blocks.iter().map(|b| b.id).collect(),
+            block_lengths: request.blocks.iter().map(|b| b.length).collect(),
+            fingerprint: request.fingerprint,
+        };
+        let reply = core.change(request.caller.as_ref(), Op::Complete(op)).await?;
+        core.syncer.note_looked(InodeId(reply.file_id));
+        let (_, inode, mut status) = self.status_by_id(reply.file_id)?;
+        if let Some(lease) = lease.filter(|_| inode.cached) {
+            // Known before the worker's next report; a lost worker's is dropped with it.
+            for block in &request.blocks {
+                core.soft.blocks.report(forebay_common::WorkerId(lease.worker_id), forebay_common::BlockId(block.id), block.length, "MEM");
+            }
+        }
+        let blocks = encode::blocks(core, &inode, &mut status);
+        Ok(GetStatusResponse { status: Some(status), blocks, workers: Vec::new() })
+    }
+
+    async fn mkdir_inner(&self, request: MkdirRequest) -> Result<GetStatusResponse> {
+        let core = &self.0;
+        let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        let exists = resolved.walk.is_complete();
+        if let (false, Some(mount)) = (exists, &resolved.mount) {
+            // The store first: an entry never is without its folder. What apply will check is checked before.
+            namespace::check(&who, &resolved.walk.deepest().inode, namespace::WRITE | namespace::EXECUTE, &path)?;
+            if mount.read_only {
+                return Err(err!(ReadOnly, "{path} lies in the read-only mount {}", mount.path));
+            }
+            if resolved.walk.missing.len() > 1 && !request.recursive {
+                return Err(err!(NotFound, "the folder above {path} does not exist: make it first, or use -p"));
+            }
+            mount.ufs.mkdir(&resolved.walk.ufs_key(&path)).await?;
+        }
+        let mode = if request.mode == 0 { 0o777 & !UMASK } else { request.mode & 0o7777 };
+        let op = journal::Mkdir { path: raw(&path), recursive: request.recursive, exist_ok: request.exist_ok, mode };
+        let reply = core.change(request.caller.as_ref(), Op::Mkdir(op)).await?;
+        if !exists {
+            core.syncer.note_listed(InodeId(reply.file_id));
+        }
+        let (_, _, status) = self.status_by_id(reply.file_id)?;
+        Ok(GetStatusResponse { status: Some(status), ..GetStatusResponse::default() })
+    }
+
+    async fn delete_inner(&self, request: DeleteRequest) -> Result<Done> {
+        let core = &self.0;
+        let (_, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        if resolved.walk.is_complete() && !request.recursive {
+            // Whether a folder is empty is the store's to say as well.
+            self.0.syncer.sync_folder(core, &path, &resolved).await?;
+        }
+        let op = journal::Delete { path: raw(&path), recursive: request.recursive };
+        let reply = core.change(request.caller.as_ref(), Op::Delete(op)).await?;
+        self.follow(reply.pending_id).await
+    }
+
+    async fn rename_inner(&self, request: RenameRequest) -> Result<Done> {
+        let core = &self.0;
+        let (_, source, _) = self.resolve(request.caller.as_ref(), &request.source).await?;
+        let (_, target, resolved) = self.resolve(request.caller.as_ref(), &request.target).await?;
+        if resolved.walk.is_complete() {
+            self.0.syncer.sync_folder(core, &target, &resolved).await?;
+        }
+        let op = journal::Rename { source: raw(&source), target: raw(&target), overwrite: request.overwrite };
+        let reply = core.change(request.caller.as_ref(), Op::Rename(op)).await?;
+        self.follow(reply.pending_id).await?;
+        core.syncer.note_looked(InodeId(reply.file_id));
+        Ok(Done {})
+    }
+
+    /// Waits for the under store to follow, where a pending record was written.
+    async fn follow(&self, pending_id: u64) -> Result<Done> {
+        if pending_id > 0 {
+            self.0.pending.wait(&self.0, pending_id, PENDING_WAIT).await?;
+        }
+        Ok(Done {})
+    }
+
+    async fn set_attributes_inner(&self, request: SetAttributesRequest) -> Result<GetStatusResponse> {
+        let (_, path, _) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        let op = journal::SetAttributes {
+            path: raw(&path),
+            mode: request.mode,
+            owner: request.owner,
+            group: request.group,
+            modified_ms: request.modified_ms,
+            pinned: request.pinned,
+        };
+        let reply = self.0.change(request.caller.as_ref(), Op::SetAttributes(op)).await?;
+        let (_, _, status) = self.status_by_id(reply.file_id)?;
+        Ok(GetStatusResponse { status: Some(status), ..GetStatusResponse::default() })
+    }
+
+    async fn free_inner(&self, request: FreeRequest) -> Result<FreeResponse> {
+        let core = &self.0;
+        let (_, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        let found = resolved.found(&path)?;
+        let mut out = FreeResponse::default();
+        let mut folders = Vec::new();
+        let view = core.store.view();
+        let mut drop_file = |inode: &Inode| {
+            if !inode.persisted || !inode.completed {
+                return;
+            }
+            out.files += 1;
+            for id in namespace::block_ids(inode) {
+                for worker in core.soft.blocks.remove_block(id) {
+                    core.soft.workers.queue_delete(worker, id);
+                    out.blocks += 1;
+                }
+            }
+        };
+        if found.inode.folder { folders.push(found.id()) } else { drop_file(&found.inode) }
+        while let Some(folder) = folders.pop() {
+            for (_, child) in view.children(folder, None, usize::MAX)? {
+                if child.folder { folders.push(InodeId(child.id)) } else { drop_file(&child) }
+            }
+        }
+        Ok(out)
+    }
+
+    fn list_mounts_inner(&self, request: ListMountsRequest) -> Result<ListMountsResponse> {
+        self.0.who(request.caller.as_ref())?;
+        let mut mounts = self.0.store.view().mounts()?;
+        mounts.sort_by(|a, b| a.path.cmp(&b.path));
+        let hide = |(name, value): (String, String)| {
+            let shown = if forebay_common::config::is_secret_option(&name) { forebay_common::config::REDACTED.to_owned() } else { value };
+            (name, shown)
+        };
+        let shown = |m: store::Mount| MountPoint {
+            mount_id: m.id,
+            path: m.path,
+            uri: m.uri,
+            read_only: m.read_only,
+            options: m.options.into_iter().map(hide).collect(),
+        };
+        Ok(ListMountsResponse { mounts: mounts.into_iter().map(shown).collect() })
+    }
+}
+
+/// Sends the entries below a folder in batches; the parents of a recursive listing come before their children.
+async fn send_listing(core: Arc<Core>, who: Who, top: AbsPath, recursive: bool, sender: &mpsc::Sender<Result<ListResponse, Status>>) -> Result<()> {
+    let mut folders = vec![top.clone()];
+    while let Some(path) = folders.pop() {
+        if path != top {
+            let resolved = core.syncer.resolve(&core, &who, &path).await?;
+            if namespace::check(&who, &resolved.found(&path)?.inode, READ, &path).is_err() {
+                continue;
+            }
+            core.syncer.sync_folder(&core, &path, &resolved).await?;
+        }
+        let mut after: Option<Vec<u8>> = None;
+        let mut subfolders = Vec::new();
+        loop {
+            let batch = next_batch(&core, &path, after.as_deref())?;
+            let Some(last) = batch.last() else { break };
+            let whole = batch.len() < LIST_BATCH_ENTRIES;
+            after = AbsPath::parse(&last.path)?.name().map(<[u8]>::to_vec);
+            for entry in batch.iter().filter(|e| e.folder && recursive) {
+                subfolders.push(AbsPath::parse(&entry.path)?);
+            }
+            if sender.send(Ok(ListResponse { entries: batch })).await.is_err() || whole {
+                break;
+            }
+        }
+        folders.extend(subfolders.into_iter().rev());
+    }
+    Ok(())
+}
+
+fn next_batch(core: &Core, path: &AbsPath, after: Option<&[u8]>) -> Result<Vec<FileStatus>> {
+    let view = core.store.view();
+    let walk = namespace::walk(&view, path)?;
+    let folder = walk.found(path)?;
+    let outer = walk.mount.map(|(id, _)| core.soft.mounts.get(&core.store, &core.config, id)).transpose()?;
+    let base = walk.ufs_key(path);
+    let mut out = Vec::new();
+    for (name, inode) in view.children(folder.id(), after, LIST_BATCH_ENTRIES)? {
+        let mounted = if inode.mount_id > 0 { Some(core.soft.mounts.get(&core.store, &core.config, MountId(inode.mount_id))?) } else { None };
+        let key = match (&mounted, base.is_empty()) {
+            (Some(_), _) => Vec::new(),
+            (None, true) => name.clone(),
+            (None, false) => [&base[..], b"/", &name].concat(),
+        };
+        out.push(encode::status(&path.join(&name)?, &inode, mounted.as_deref().or(outer.as_deref()), &key));
+    }
+    Ok(out)
+}
+
+/// Checks a store, then mounts it. `caller` is `None` for mounts of the configuration.
+pub async fn mount(core: &Core, caller: Option<&Caller>, path: &AbsPath, uri: &str, read_only: bool, options: HashMap<String, String>) -> Result<()> {
+    let uri = UfsUri::parse(uri)?;
+    let parsed = MountOptions::parse(&options, &core.config)?;
+    let ufs = UnderStore::open(&uri, &parsed.ufs).map_err(|e| e.context(format!("mounting {uri}")))?;
+    ufs.check().await.map_err(|e| e.context(format!("mounting {uri} on {path}: the store must answer before it is mounted")))?;
+    for other in core.store.view().mounts()? {
+        let theirs = other.uri.clone();
+        let nested = |a: &str, b: &str| a == b || a.starts_with(&format!("{}/", b.trim_end_matches('/')));
+        if nested(&theirs, &uri.to_string()) || nested(&uri.to_string(), &theirs) {
+            return Err(err!(
+                AlreadyExists,
+                "{uri} overlaps {theirs}, which is mounted on {}: the same object would be cached twice and change behind the other's back",
+                String::from_utf8_lossy(&other.path)
+            ));
+        }
+    }
+    let op = Op::AddMount(journal::AddMount { path: raw(path), uri: uri.to_string(), read_only, options });
+    match caller {
+        Some(_) => core.change(caller, op).await.map(drop),
+        None => core.own_change(op).await.map(drop),
+    }
+}
+
+impl Service {
+    async fn mount_inner(&self, request: MountRequest) -> Result<Done> {
+        let path = AbsPath::parse(&request.path)?;
+        let who = self.0.who(request.caller.as_ref())?;
+        if !who.superuser {
+            return Err(err!(PermissionDenied, "user {} is not a superuser: only those mount", who.user));
+        }
+        let resolved = self.0.syncer.resolve(&self.0, &who, &path).await?;
+        if resolved.walk.is_complete() && !path.is_root() {
+            return Err(err!(AlreadyExists, "{path} exists already: mount on a name that does not"));
+        }
+        mount(&self.0, request.caller.as_ref(), &path, &request.uri, request.read_only, request.options).await?;
+        Ok(Done {})
+    }
+
+    async fn unmount_inner(&self, request: UnmountRequest) -> Result<Done> {
+        self.0.change(request.caller.as_ref(), Op::RemoveMount(journal::RemoveMount { path: request.path })).await?;
+        Ok(Done {})
+    }
+
+    async fn abandon_inner(&self, request: AbandonRequest) -> Result<Done> {
+        let op = journal::Abandon { file_id: request.file_id, lease_id: request.lease_id, expired_only: false };
+        self.0.change(request.caller.as_ref(), Op::Abandon(op)).await?;
+        Ok(Done {})
+    }
+
+    async fn renew_lease_inner(&self, request: RenewLeaseRequest) -> Result<Done> {
+        let lease_ids = request.lease_ids;
+        if lease_ids.len() > 10_000 {
+            return Err(err!(LimitExceeded, "more than 10000 leases in one call"));
+        }
+        let view_has = |id: &u64| self.0.store.view().lease(*id).is_ok_and(|l| l.is_some());
+        if let Some(gone) = lease_ids.iter().find(|id| !view_has(id)) {
+            return Err(err!(Expired, "lease {gone} is over: its writer was silent for too long"));
+        }
+        self.0.change(request.caller.as_ref(), Op::RenewLease(journal::RenewLease { lease_ids })).await?;
+        Ok(Done {})
+    }
+}
+
+fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
+    if let Err(e) = &result
+        && matches!(e.kind(), ErrorKind::Internal | ErrorKind::Corrupt)
+    {
+        tracing::error!(error = %e, "a call failed");
+    }
+    result.map(Response::new).map_err(|e| to_status(&e))
+}
+
+#[tonic::async_trait]
+impl FileSystem for Service {
+    type ListStream = Pin<Box<dyn Stream<Item = Result<ListResponse, Status>> + Send>>;
+
+    async fn get_status(&self, r: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        answer(self.get_status_inner(r.into_inner()).await)
+    }
+    async fn list(&self, r: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        answer(self.list_inner(r.into_inner()).await.map(|receiver| Box::pin(ReceiverStream::new(receiver)) as Self::ListStream))
+    }
+    async fn open(&self, r: Request<OpenRequest>) -> Result<Response<OpenResponse>, Status> {
+        answer(self.open_inner(r.into_inner()).await)
+    }
+    async fn create(&self, r: Request<CreateRequest>) -> Result<Response<CreateResponse>, Status> {
+        answer(self.create_inner(r.into_inner()).await)
+    }
+    async fn add_blocks(&self, r: Request<AddBlocksRequest>) -> Result<Response<WriteTarget>, Status> {
+        answer(self.add_blocks_inner(r.into_inner()).await)
+    }
+    async fn complete(&self, r: Request<CompleteRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        answer(self.complete_inner(r.into_inner()).await)
+    }
+    async fn abandon(&self, r: Request<AbandonRequest>) -> Result<Response<Done>, Status> {
+        answer(self.abandon_inner(r.into_inner()).await)
+    }
+    async fn renew_lease(&self, r: Request<RenewLeaseRequest>) -> Result<Response<Done>, Status> {
+        answer(self.renew_lease_inner(r.into_inner()).await)
+    }
+    async fn mkdir(&self, r: Request<MkdirRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        answer(self.mkdir_inner(r.into_inner()).await)
+    }
+    async fn delete(&self, r: Request<DeleteRequest>) -> Result<Response<Done>, Status> {
+        answer(self.delete_inner(r.into_inner()).await)
+    }
+    async fn rename(&self, r: Request<RenameRequest>) -> Result<Response<Done>, Status> {
+        answer(self.rename_inner(r.into_inner()).await)
+    }
+    async fn set_attributes(&self, r: Request<SetAttributesRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        answer(self.set_attributes_inner(r.into_inner()).await)
+    }
+    async fn free(&self, r: Request<FreeRequest>) -> Result<Response<FreeResponse>, Status> {
+        answer(self.free_inner(r.into_inner()).await)
+    }
+    async fn mount(&self, r: Request<MountRequest>) -> Result<Response<Done>, Status> {
+        answer(self.mount_inner(r.into_inner()).await)
+    }
+    async fn unmount(&self, r: Request<UnmountRequest>) -> Result<Response<Done>, Status> {
+        answer(self.unmount_inner(r.into_inner()).await)
+    }
+    async fn list_mounts(&self, r: Request<ListMountsRequest>) -> Result<Response<ListMountsResponse>, Status> {
+        answer(self.list_mounts_inner(r.into_inner()))
+    }
+}

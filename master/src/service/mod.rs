@@ -1,0 +1,144 @@
+//! The services: decode, say who is asking, one call inwards, encode. No logic of the namespace lives here.
+
+mod admin;
+mod encode;
+mod file_system;
+mod placement;
+mod web;
+mod worker;
+
+use crate::core::{Core, Soft};
+use crate::driver::{self, PendingDriver};
+use crate::identity::Identity;
+use crate::journal::Journal;
+use crate::metrics::ClusterMetrics;
+use crate::mount::{Syncer, raw, resolve};
+use crate::store::{Reader, Store};
+use crate::worker::TokenKeys;
+use forebay_common::config::Config;
+use forebay_common::error::at;
+use forebay_common::{AbsPath, Result, clock, err};
+use forebay_proto::admin_server::AdminServer;
+use forebay_proto::file_system_server::FileSystemServer;
+use forebay_proto::journal::{AddMount, command::Op};
+use forebay_proto::worker_master_server::WorkerMasterServer;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A running master.
+pub struct MasterHandle {
+    /// Where clients and workers call it.
+    pub rpc_addr: SocketAddr,
+    /// `/metrics`, `/healthz`.
+    pub web_addr: SocketAddr,
+    core: Arc<Core>,
+    tasks: Vec<JoinHandle<()>>,
+    _lock: fd_lock::RwLockWriteGuard<'static, std::fs::File>,
+}
+
+impl MasterHandle {
+    /// Waits until everything stopped after the shutdown token was cancelled.
+    pub async fn stopped(self) {
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        self.core.journal.shutdown().await;
+        if let Err(e) = self.core.store.flush() {
+            tracing::warn!(error = %e, "metadata was not flushed; the journal has it");
+        }
+    }
+}
+
+/// Binds the ports, opens the store, replays the journal, mounts what the configuration names, and serves until `shutdown`.
+///
+/// Errors: a port or folder in use, a damaged store, an under store that the configuration names and that cannot be opened.
+pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<MasterHandle> {
+    let master = config.master.clone();
+    let dir = master.data_dir.clone();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(format!("master.data_dir {}", dir.display())))?;
+    let lock = lock_dir(&dir)?;
+    let rpc = bind(&master.bind, master.rpc_port, "master.rpc_port").await?;
+    let web = bind(&master.bind, master.web_port, "master.web_port").await?;
+    let (rpc_addr, web_addr) = (rpc.local_addr().map_err(at("socket"))?, web.local_addr().map_err(at("socket"))?);
+    let store = Store::open(&dir.join("meta"), usize::try_from(master.store_cache.as_u64()).unwrap_or(256 << 20))?;
+    let soft = Arc::new(Soft::default());
+    let journal = Journal::start(&dir, &master, store.clone(), soft.clone()).await?;
+    let core = Arc::new(Core {
+        keys: TokenKeys::open(&dir, &master)?,
+        identity: Identity::new(config.security.superuser_group.clone()),
+        cluster_secret: config.security.cluster_secret()?,
+        security: config.security.clone(),
+        config: master,
+        store,
+        journal,
+        soft,
+        syncer: Syncer::default(),
+        metrics: ClusterMetrics::default(),
+        pending: PendingDriver::default(),
+        started_ms: clock::now_ms(),
+    });
+    if config.security.allow_insecure_bind {
+        tracing::warn!("security.allow_insecure_bind is on: every client is believed to be the user it says it is");
+    }
+    mount_root(&core).await?;
+    mount_configured(&core, config).await?;
+    let mut tasks = vec![tokio::spawn(driver::run(core.clone(), shutdown.clone()))];
+    let server = tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .add_service(FileSystemServer::new(file_system::Service(core.clone())))
+        .add_service(WorkerMasterServer::new(worker::Service(core.clone())))
+        .add_service(AdminServer::new(admin::Service(core.clone())));
+    let stop = shutdown.clone();
+    tasks.push(tokio::spawn(async move {
+        let incoming = tonic::transport::server::TcpIncoming::from(rpc).with_nodelay(Some(true));
+        if let Err(e) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+            tracing::error!(error = %e, "master RPC server ended");
+        }
+    }));
+    tasks.push(tokio::spawn(web::serve(web, shutdown)));
+    tracing::info!(%rpc_addr, %web_addr, "master is up");
+    Ok(MasterHandle { rpc_addr, web_addr, core, tasks, _lock: lock })
+}
+
+async fn bind(host: &str, port: u16, key: &str) -> Result<TcpListener> {
+    TcpListener::bind((host, port)).await.map_err(|e| forebay_common::Error::io(format!("binding {host}:{port} ({key}; 0 takes any free port)"), &e))
+}
+
+/// One master per data folder; the lock lives as long as the process.
+fn lock_dir(dir: &std::path::Path) -> Result<fd_lock::RwLockWriteGuard<'static, std::fs::File>> {
+    let path = dir.join("lock");
+    let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path).map_err(at(path.display()))?;
+    let lock: &'static mut fd_lock::RwLock<std::fs::File> = Box::leak(Box::new(fd_lock::RwLock::new(file)));
+    lock.try_write().map_err(|_| err!(Busy, "{} belongs to a running master: stop it first", dir.display()))
+}
+
+/// `/` is a mount like the others; by default a folder under the data directory.
+async fn mount_root(core: &Core) -> Result<()> {
+    if core.store.view().root().is_ok_and(|root| root.mount_id > 0) {
+        return Ok(());
+    }
+    let folder = core.config.data_dir.join("root");
+    std::fs::create_dir_all(&folder).map_err(at(folder.display()))?;
+    let op = AddMount { path: raw(&AbsPath::root()), uri: format!("file://{}", folder.display()), ..AddMount::default() };
+    core.own_change(Op::AddMount(op)).await.map(drop)
+}
+
+async fn mount_configured(core: &Core, config: &Config) -> Result<()> {
+    for mount in &config.mount {
+        let path = AbsPath::parse(&mount.path)?;
+        let uri = forebay_ufs::UfsUri::parse(&mount.uri)?;
+        let known = core.store.view().mounts()?.into_iter().find(|m| m.path == path.as_bytes());
+        match known {
+            Some(known) if known.uri == uri.to_string() => continue,
+            Some(known) => return Err(err!(AlreadyExists, "the configuration mounts {uri} on {path}, where {} is mounted: unmount it first", known.uri)),
+            None => {}
+        }
+        let options = resolve(&mount.options)?;
+        file_system::mount(core, None, &path, &mount.uri, mount.read_only, options).await?;
+    }
+    Ok(())
+}

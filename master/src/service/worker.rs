@@ -1,0 +1,83 @@
+//! Workers register and report.
+
+use crate::block::tier_name;
+use crate::core::Core;
+use crate::mount::MountOptions;
+use crate::store::Reader;
+use forebay_common::{BlockId, InodeId, Result, WorkerId, clock, counter, err};
+use forebay_proto::convert::to_status;
+use forebay_proto::worker_master_server::WorkerMaster;
+use forebay_proto::{HeartbeatRequest, HeartbeatResponse, KeyInfo, MountCredentials, RegisterRequest};
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+use tonic::{Request, Response, Status};
+
+counter!(UNKNOWN, "forebay_master_unknown_blocks_total", "reported blocks that no file has, and whose deletion was ordered");
+
+pub struct Service(pub Arc<Core>);
+
+impl Service {
+    fn admit(&self, secret: &[u8]) -> Result<()> {
+        if bool::from(secret.ct_eq(&self.0.cluster_secret)) {
+            return Ok(());
+        }
+        Err(err!(Unauthenticated, "this worker does not know the cluster's secret: give it the same security.cluster_secret_file"))
+    }
+
+    fn answer(&self, register_again: bool, delete_blocks: Vec<u64>) -> Result<HeartbeatResponse> {
+        let core = &self.0;
+        let mut mounts = Vec::new();
+        for mount in core.store.view().mounts()? {
+            let ufs = MountOptions::parse(&mount.options, &core.config)?.ufs;
+            mounts.push(MountCredentials { mount_id: mount.id, uri: mount.uri, read_only: mount.read_only, options: ufs.into_iter().collect() });
+        }
+        let keys = core.keys.all().into_iter().map(|k| KeyInfo { id: k.id, secret: k.secret.into() }).collect();
+        Ok(HeartbeatResponse { register_again, keys, mounts, mounts_version: 0, delete_blocks, now_ms: clock::now_ms() })
+    }
+
+    fn take(&self, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
+        self.admit(&request.cluster_secret)?;
+        let core = &self.0;
+        let worker = WorkerId(request.worker_id);
+        let Some((mut deletes, increments)) = core.soft.workers.heartbeat(request) else {
+            return self.answer(true, Vec::new());
+        };
+        for counter in increments {
+            core.metrics.add(&counter.name, counter.value);
+        }
+        let view = core.store.view();
+        for block in &request.changed {
+            let id = BlockId(block.block_id);
+            if block.cached_bytes > 0 && view.block_owner(id)?.is_none() {
+                UNKNOWN.inc();
+                deletes.push(id.get());
+                core.soft.blocks.report(worker, id, 0, "MEM");
+            } else {
+                core.soft.blocks.report(worker, id, block.cached_bytes, tier_name(&block.tier));
+            }
+        }
+        for file in &request.changed_files {
+            tracing::info!(file = file.file_id, "a worker met another version in the under store");
+            core.syncer.invalidate(InodeId(file.file_id));
+        }
+        self.answer(false, deletes)
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerMaster for Service {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<HeartbeatResponse>, Status> {
+        let request = request.into_inner();
+        self.admit(&request.cluster_secret).map_err(|e| to_status(&e))?;
+        let address = request.address.clone().ok_or_else(|| to_status(&err!(InvalidArgument, "a worker registers without an address")))?;
+        let id = WorkerId(address.worker_id);
+        tracing::info!(worker = %id, host = address.host, port = address.data_port, "worker registered");
+        self.0.soft.blocks.remove_worker(id);
+        self.0.soft.workers.register(&request, address);
+        self.answer(false, Vec::new()).map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
+        self.take(&request.into_inner()).map(Response::new).map_err(|e| to_status(&e))
+    }
+}

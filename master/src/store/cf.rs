@@ -1,0 +1,48 @@
+//! Column families of the state store; names are a format on disk.
+
+/// One column family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cf {
+    /// (parent id, name) -> `store::Inode`; a listing is one range scan.
+    Dentry,
+    /// inode id -> `store::Link`.
+    Link,
+    /// first block id of a run -> count (u64), inode id (u64).
+    Block,
+    /// mount id -> `store::Mount`.
+    Mount,
+    /// lease id -> `store::Lease`.
+    Lease,
+    /// pending id -> `store::Pending`.
+    Pending,
+    /// (parent id, name) -> pending id: a name that is gone here and may still be in the under store.
+    Tombstone,
+    /// (client id, sequence) -> `journal::Reply`.
+    Reply,
+    /// client id -> `store::ClientReplies` (its numbers only).
+    Client,
+    /// `store::Counters` and `store::Applied`.
+    Meta,
+}
+
+impl Cf {
+    /// All of them.
+    pub const ALL: [Cf; 10] =
+        [Cf::Dentry, Cf::Link, Cf::Block, Cf::Mount, Cf::Lease, Cf::Pending, Cf::Tombstone, Cf::Reply, Cf::Client, Cf::Meta];
+
+    /// The name on disk.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Cf::Dentry => "dentry",
+            Cf::Link => "link",
+            Cf::Block => "block",
+            Cf::Mount => "mount",
+            Cf::Lease => "lease",
+            Cf::Pending => "pending",
+            Cf::Tombstone => "tombstone",
+            Cf::Reply => "reply",
+            Cf::Client => "client",
+            Cf::Meta => "meta",
+        }
+    }
+}

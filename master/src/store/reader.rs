@@ -1,0 +1,171 @@
+//! Reading records: the same typed getters over a snapshot (`View`) and over a command being applied (`Txn`).
+
+use super::{Cf, Store, dentry_key, id_key, rocks};
+use forebay_common::{BlockId, InodeId, MountId, Result, err};
+use forebay_proto::store::{Counters, Inode, Lease, Link, Mount, Pending};
+use prost::Message;
+use rocksdb::{Direction, IteratorMode, ReadOptions, SnapshotWithThreadMode};
+
+/// Typed reads. Errors: `Corrupt` for a record that does not decode, naming its key.
+pub trait Reader {
+    /// The bytes under a key.
+    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>>;
+
+    /// At most `limit` pairs with keys of this prefix, strictly after `after` when given, in order.
+    fn scan(&self, cf: Cf, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>>;
+
+    /// The pair with the greatest key not above `key`.
+    fn at_or_below(&self, cf: Cf, key: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>>;
+
+    /// A decoded record.
+    fn record<M: Message + Default>(&self, cf: Cf, key: &[u8]) -> Result<Option<M>> {
+        self.get(cf, key)?.map(|raw| decode(cf, key, &raw)).transpose()
+    }
+
+    /// The inode of `name` in `parent`.
+    fn child(&self, parent: InodeId, name: &[u8]) -> Result<Option<Inode>> {
+        self.record(Cf::Dentry, &dentry_key(parent, name))
+    }
+
+    /// The inode of `/`.
+    fn root(&self) -> Result<Inode> {
+        self.child(InodeId(0), b"")?.ok_or_else(|| err!(Corrupt, "metadata store has no root inode"))
+    }
+
+    /// Where an inode's entry is.
+    fn link(&self, id: InodeId) -> Result<Option<Link>> {
+        self.record(Cf::Link, &id_key(id.get()))
+    }
+
+    /// An inode by id, with its place.
+    fn inode(&self, id: InodeId) -> Result<Option<(Link, Inode)>> {
+        let Some(link) = self.link(id)? else { return Ok(None) };
+        let inode = self
+            .child(InodeId(link.parent_id), &link.name)?
+            .ok_or_else(|| err!(Corrupt, "inode {id} has a link to an entry that is not there"))?;
+        Ok(Some((link, inode)))
+    }
+
+    /// Children in the order of names.
+    fn children(&self, parent: InodeId, after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Inode)>> {
+        let prefix = id_key(parent.get());
+        let after = after.map(|name| dentry_key(parent, name));
+        self.scan(Cf::Dentry, &prefix, after.as_deref(), limit)?
+            .into_iter()
+            .map(|(key, raw)| Ok((key[8..].to_vec(), decode(Cf::Dentry, &key, &raw)?)))
+            .collect()
+    }
+
+    /// The file that owns a block.
+    fn block_owner(&self, block: BlockId) -> Result<Option<InodeId>> {
+        let Some((key, raw)) = self.at_or_below(Cf::Block, &id_key(block.get()))? else { return Ok(None) };
+        let (Ok(first), Some((count, owner))) = (key.try_into().map(u64::from_be_bytes), parse_run(&raw)) else {
+            return Err(err!(Corrupt, "block run of block {block} does not decode"));
+        };
+        Ok((block.get() - first < count).then_some(InodeId(owner)))
+    }
+
+    /// A mount by id.
+    fn mount(&self, id: MountId) -> Result<Option<Mount>> {
+        self.record(Cf::Mount, &id_key(id.get()))
+    }
+
+    /// All mounts by id. A mount table is small.
+    fn mounts(&self) -> Result<Vec<Mount>> {
+        self.all(Cf::Mount)
+    }
+
+    /// A lease by id.
+    fn lease(&self, id: u64) -> Result<Option<Lease>> {
+        self.record(Cf::Lease, &id_key(id))
+    }
+
+    /// All leases: as many as files are being written.
+    fn leases(&self) -> Result<Vec<Lease>> {
+        self.all(Cf::Lease)
+    }
+
+    /// All changes that under stores have not done yet.
+    fn pending(&self) -> Result<Vec<Pending>> {
+        self.all(Cf::Pending)
+    }
+
+    /// The next ids and the totals.
+    fn counters(&self) -> Result<Counters> {
+        Ok(self.record(Cf::Meta, b"counters")?.unwrap_or_default())
+    }
+
+    /// Every record of a small family.
+    fn all<M: Message + Default>(&self, cf: Cf) -> Result<Vec<M>> {
+        self.scan(cf, b"", None, usize::MAX)?.iter().map(|(key, raw)| decode(cf, key, raw)).collect()
+    }
+
+    /// The names from the root down to this inode.
+    fn path_of(&self, id: InodeId) -> Result<forebay_common::AbsPath> {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != InodeId::ROOT {
+            let link = self.link(at)?.ok_or_else(|| err!(NotFound, "inode {at} does not exist"))?;
+            at = InodeId(link.parent_id);
+            names.push(link.name);
+        }
+        names.iter().rev().try_fold(forebay_common::AbsPath::root(), |path, name| path.join(name))
+    }
+}
+
+/// Count and owner of a run record.
+pub fn parse_run(raw: &[u8]) -> Option<(u64, u64)> {
+    let (count, rest) = raw.split_first_chunk::<8>()?;
+    let owner = rest.first_chunk::<8>()?;
+    Some((u64::from_be_bytes(*count), u64::from_be_bytes(*owner)))
+}
+
+pub(super) fn decode<M: Message + Default>(cf: Cf, key: &[u8], raw: &[u8]) -> Result<M> {
+    M::decode(raw).map_err(|e| err!(Corrupt, "record {key:02x?} of {} does not decode: {e}", cf.name()))
+}
+
+/// A RocksDB snapshot.
+pub struct View<'a> {
+    store: &'a Store,
+    snapshot: SnapshotWithThreadMode<'a, rocksdb::DB>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(store: &'a Store) -> Self {
+        View { store, snapshot: store.db.snapshot() }
+    }
+}
+
+impl Reader for View<'_> {
+    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.snapshot.get_cf(self.store.cf(cf), key).map_err(rocks("reading"))
+    }
+
+    fn scan(&self, cf: Cf, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut options = ReadOptions::default();
+        options.set_total_order_seek(true);
+        let iterator = self.snapshot.iterator_cf_opt(self.store.cf(cf), options, IteratorMode::From(after.unwrap_or(prefix), Direction::Forward));
+        collect(iterator, prefix, after, limit)
+    }
+
+    fn at_or_below(&self, cf: Cf, key: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let mut iterator = self.snapshot.iterator_cf(self.store.cf(cf), IteratorMode::From(key, Direction::Reverse));
+        iterator.next().transpose().map(|pair| pair.map(|(k, v)| (k.into_vec(), v.into_vec()))).map_err(rocks("reading"))
+    }
+}
+
+type Pair = std::result::Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>;
+
+pub(super) fn collect(iterator: impl Iterator<Item = Pair>, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut out = Vec::new();
+    for pair in iterator {
+        let (key, value) = pair.map_err(rocks("scanning"))?;
+        if !key.starts_with(prefix) || out.len() >= limit {
+            break;
+        }
+        if after.is_none_or(|a| a != &*key) {
+            out.push((key.into_vec(), value.into_vec()));
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,151 @@
+//! Workers by heartbeat. Soft state: a master that restarts learns it again within a heartbeat.
+
+use forebay_common::{BlockId, WorkerId, clock};
+use forebay_proto::{HeartbeatRequest, NamedValue, RegisterRequest, TierUsage, WorkerAddress, WorkerReport};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::RwLock;
+use std::time::{Duration, Instant};
+
+/// Deletions sent with one heartbeat.
+const DELETES_PER_HEARTBEAT: usize = 10_000;
+
+struct Worker {
+    address: WorkerAddress,
+    incarnation: u64,
+    tiers: Vec<TierUsage>,
+    heard: Instant,
+    heard_ms: u64,
+    skew_ms: i64,
+    warnings: Vec<String>,
+    deletes: VecDeque<u64>,
+    counters: HashMap<String, u64>,
+    lost: bool,
+}
+
+/// What placement needs to know of a live worker.
+#[derive(Clone, Debug)]
+pub struct WorkerView {
+    /// Its id.
+    pub id: WorkerId,
+    /// How it is reached.
+    pub address: WorkerAddress,
+    /// Free bytes over its tiers; evictable bytes count as used here.
+    pub free_bytes: u64,
+}
+
+#[derive(Default)]
+pub struct Registry {
+    workers: RwLock<HashMap<WorkerId, Worker>>,
+}
+
+impl Registry {
+    /// A worker says who it is.
+    pub fn register(&self, request: &RegisterRequest, address: WorkerAddress) {
+        let id = WorkerId(address.worker_id);
+        let counters = request.counters.iter().map(|c| (c.name.clone(), c.value)).collect();
+        let worker = Worker {
+            address,
+            incarnation: request.incarnation,
+            tiers: request.tiers.clone(),
+            heard: Instant::now(),
+            heard_ms: clock::now_ms(),
+            skew_ms: 0,
+            warnings: Vec::new(),
+            deletes: VecDeque::new(),
+            counters,
+            lost: false,
+        };
+        self.workers.write().unwrap_or_else(|e| e.into_inner()).insert(id, worker);
+    }
+
+    /// Takes a heartbeat. `None`: unknown or lost, register again. Else what to delete, and the increments of its counters.
+    pub fn heartbeat(&self, request: &HeartbeatRequest) -> Option<(Vec<u64>, Vec<NamedValue>)> {
+        let mut workers = self.workers.write().unwrap_or_else(|e| e.into_inner());
+        let worker = workers.get_mut(&WorkerId(request.worker_id))?;
+        if worker.lost || worker.incarnation != request.incarnation {
+            return None;
+        }
+        worker.heard = Instant::now();
+        worker.heard_ms = clock::now_ms();
+        worker.skew_ms = request.now_ms as i64 - worker.heard_ms as i64;
+        worker.tiers.clone_from(&request.tiers);
+        worker.warnings.clone_from(&request.warnings);
+        let mut increments = Vec::new();
+        for counter in &request.counters {
+            let before = worker.counters.insert(counter.name.clone(), counter.value).unwrap_or(0);
+            if let Some(by @ 1..) = counter.value.checked_sub(before) {
+                increments.push(NamedValue { name: counter.name.clone(), value: by });
+            }
+        }
+        let count = worker.deletes.len().min(DELETES_PER_HEARTBEAT);
+        Some((worker.deletes.drain(..count).collect(), increments))
+    }
+
+    /// Has a worker drop a block.
+    pub fn queue_delete(&self, worker: WorkerId, block: BlockId) {
+        if let Some(worker) = self.workers.write().unwrap_or_else(|e| e.into_inner()).get_mut(&worker) {
+            worker.deletes.push_back(block.get());
+        }
+    }
+
+    /// Marks workers that were silent for too long and returns those newly lost.
+    pub fn expire(&self, timeout: Duration) -> Vec<WorkerId> {
+        let mut workers = self.workers.write().unwrap_or_else(|e| e.into_inner());
+        let lost = workers.iter_mut().filter(|(_, w)| !w.lost && w.heard.elapsed() > timeout);
+        lost.map(|(id, worker)| {
+            worker.lost = true;
+            *id
+        })
+        .collect()
+    }
+
+    /// The live workers, by id.
+    pub fn live(&self) -> Vec<WorkerView> {
+        let workers = self.workers.read().unwrap_or_else(|e| e.into_inner());
+        let mut live: Vec<WorkerView> = workers
+            .iter()
+            .filter(|(_, w)| !w.lost)
+            .map(|(id, w)| {
+                let free_bytes = w.tiers.iter().map(|t| t.total_bytes.saturating_sub(t.used_bytes)).sum();
+                WorkerView { id: *id, address: w.address.clone(), free_bytes }
+            })
+            .collect();
+        live.sort_by_key(|w| w.id);
+        live
+    }
+
+    /// Everything, for `report`.
+    pub fn report(&self) -> Vec<WorkerReport> {
+        let workers = self.workers.read().unwrap_or_else(|e| e.into_inner());
+        let mut out: Vec<WorkerReport> = workers
+            .values()
+            .map(|w| WorkerReport {
+                address: Some(w.address.clone()),
+                last_heartbeat_ms: w.heard_ms,
+                silent_ms: u64::try_from(w.heard.elapsed().as_millis()).unwrap_or(u64::MAX),
+                lost: w.lost,
+                tiers: w.tiers.clone(),
+                clock_skew_ms: w.skew_ms,
+                warnings: w.warnings.clone(),
+            })
+            .collect();
+        out.sort_by_key(|r| r.address.as_ref().map_or(0, |a| a.worker_id));
+        out
+    }
+}
+
+/// Live workers in the order in which they should fetch a block nobody has: rendezvous hashing (Thaler and Ravishankar,
+/// 1998), so that all clients agree and few blocks move when a worker comes or goes.
+pub fn fetch_order(live: &[WorkerView], block: BlockId) -> Vec<WorkerId> {
+    let mut ranked: Vec<(u64, WorkerId)> = live
+        .iter()
+        .map(|w| {
+            let mut hasher = DefaultHasher::new();
+            (w.id.get(), block.get()).hash(&mut hasher);
+            (hasher.finish(), w.id)
+        })
+        .collect();
+    ranked.sort_unstable_by(|a, b| b.cmp(a));
+    ranked.into_iter().map(|(_, id)| id).collect()
+}

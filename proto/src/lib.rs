@@ -1,0 +1,28 @@
+//! Forebay's own messages: services between clients, workers and masters, frames of the data plane, records on disk.
+//!
+//! Compiled from `proto/*.proto` by `build.rs` with protox, so no `protoc` is needed. Hand-written beside them: the frame
+//! codec and the conversions of errors.
+
+pub mod convert;
+pub mod frame;
+
+#[allow(clippy::all, missing_docs, reason = "generated code")]
+mod generated {
+    tonic::include_proto!("forebay");
+}
+pub use generated::*;
+
+/// What the journal holds.
+#[allow(clippy::all, missing_docs, reason = "generated code")]
+pub mod journal {
+    tonic::include_proto!("forebay.journal");
+}
+
+/// Records of the master's store.
+#[allow(clippy::all, missing_docs, reason = "generated code")]
+pub mod store {
+    tonic::include_proto!("forebay.store");
+}
+
+/// Version of the data-plane protocol; `Hello` with another one is refused with both numbers.
+pub const DATA_PROTOCOL_VERSION: u32 = 1;

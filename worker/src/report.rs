@@ -1,0 +1,209 @@
+//! Telling the master: registration, heartbeats, block reports in increments.
+//!
+//! A change of blocks is reported within `CHANGE_DELAY`, everything else each heartbeat interval. Answers bring the token
+//! keys, the mounts with their credentials, and blocks to drop. A report that did not arrive is sent again.
+
+use crate::core::Core;
+use crate::store::BlockStore;
+use crate::{ufs_read, write};
+use forebay_common::limits::REPORT_BATCH_BLOCKS;
+use forebay_common::token::TokenKey;
+use forebay_common::{BlockId, InodeId, MountId, Result, clock, counter};
+use forebay_proto::convert::from_status;
+use forebay_proto::worker_master_client::WorkerMasterClient;
+use forebay_proto::{ChangedFile, HeartbeatRequest, HeartbeatResponse, NamedValue, RegisterRequest, ReportedBlock, WorkerAddress};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+counter!(FAILED, "forebay_worker_heartbeats_failed_total", "heartbeats that the master did not answer");
+
+/// How long block changes are gathered before they are reported.
+const CHANGE_DELAY: Duration = Duration::from_millis(50);
+/// Changed files kept for the next heartbeat.
+const CHANGED_FILES_MAX: usize = 1_000;
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The asking side, shared by sessions.
+pub struct Reporter {
+    wake: Notify,
+    rounds: watch::Sender<u64>,
+    changed_files: Mutex<Vec<ChangedFile>>,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Default for Reporter {
+    fn default() -> Self {
+        Reporter { wake: Notify::new(), rounds: watch::channel(0).0, changed_files: Mutex::default(), warnings: Mutex::default() }
+    }
+}
+
+impl Reporter {
+    /// Has a heartbeat sent now and waits for its answer, a few seconds at most.
+    pub async fn report_now(&self) {
+        let mut rounds = self.rounds.subscribe();
+        // One that is under way may have been answered before the key was made: wait for the one after it.
+        let wanted = *rounds.borrow_and_update() + 1;
+        self.wake.notify_one();
+        let _ = tokio::time::timeout(CALL_TIMEOUT, rounds.wait_for(|r| *r >= wanted)).await;
+    }
+
+    /// The under store holds another version than `fingerprint` of this file.
+    pub fn note_changed_file(&self, file: InodeId, fingerprint: &str) {
+        let mut files = self.changed_files.lock().unwrap_or_else(|e| e.into_inner());
+        if files.len() < CHANGED_FILES_MAX && !files.iter().any(|f| f.file_id == file.get()) {
+            files.push(ChangedFile { file_id: file.get(), fingerprint: fingerprint.to_owned() });
+        }
+        drop(files);
+        self.wake.notify_one();
+    }
+
+    /// What `doctor` should say of this worker.
+    pub fn warn(&self, warning: String) {
+        self.warnings.lock().unwrap_or_else(|e| e.into_inner()).push(warning);
+    }
+}
+
+/// The loop.
+pub struct Heartbeat {
+    pub core: Arc<Core>,
+    pub address: WorkerAddress,
+    pub master: String,
+    pub cluster_secret: Vec<u8>,
+    pub incarnation: u64,
+}
+
+impl Heartbeat {
+    /// Runs until shutdown. `registered` turns true at the first answer.
+    pub async fn run(self, registered: watch::Sender<bool>, shutdown: CancellationToken) {
+        let interval = Duration::from_millis(self.core.config.heartbeat_interval_ms.max(50));
+        let mut client: Option<WorkerMasterClient<Channel>> = None;
+        let mut known = false;
+        loop {
+            let result = self.round(&mut client, &mut known).await;
+            match result {
+                Ok(()) => {
+                    registered.send_replace(true);
+                    self.core.reporter.rounds.send_modify(|r| *r += 1);
+                    if self.core.store.has_changes() {
+                        tokio::select! {
+                            () = shutdown.cancelled() => return,
+                            () = tokio::time::sleep(CHANGE_DELAY) => continue,
+                        }
+                    }
+                }
+                Err(e) => {
+                    FAILED.inc();
+                    tracing::warn!(error = %e, master = self.master, "heartbeat failed; it is tried again");
+                    client = None;
+                }
+            }
+            self.core.store.reap();
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(if client.is_some() { interval } else { interval.min(Duration::from_millis(200)) }) => {}
+                () = self.core.reporter.wake.notified() => {}
+                () = self.core.store.changed_notify.notified() => tokio::time::sleep(CHANGE_DELAY).await,
+            }
+        }
+    }
+
+    async fn round(&self, client: &mut Option<WorkerMasterClient<Channel>>, known: &mut bool) -> Result<()> {
+        let client = match client {
+            Some(client) => client,
+            None => client.insert(self.connect().await?),
+        };
+        if !*known {
+            let request = RegisterRequest {
+                cluster_secret: self.cluster_secret.clone().into(),
+                address: Some(self.address.clone()),
+                incarnation: self.incarnation,
+                tiers: vec![self.core.store.usage()],
+                counters: counters(),
+            };
+            let answer = client.register(request).await.map_err(|s| from_status(&s))?.into_inner();
+            self.take(answer);
+            self.core.store.note_all_changed();
+            *known = true;
+        }
+        let changed = self.core.store.take_changed(REPORT_BATCH_BLOCKS);
+        let changed_files = std::mem::take(&mut *self.core.reporter.changed_files.lock().unwrap_or_else(|e| e.into_inner()));
+        let request = self.request(&changed, changed_files.clone());
+        match client.heartbeat(request).await {
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                *known = !answer.register_again;
+                self.take(answer);
+                Ok(())
+            }
+            Err(status) => {
+                self.core.store.put_changed_back(changed.into_iter().map(|(id, _)| id));
+                self.core.reporter.changed_files.lock().unwrap_or_else(|e| e.into_inner()).extend(changed_files);
+                Err(from_status(&status))
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<WorkerMasterClient<Channel>> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.master))
+            .map_err(|e| forebay_common::err!(InvalidArgument, "client.master = {:?}: {e}", self.master))?
+            .connect_timeout(CALL_TIMEOUT)
+            .timeout(CALL_TIMEOUT)
+            .tcp_nodelay(true);
+        let channel = endpoint.connect().await.map_err(|e| {
+            let cause = std::error::Error::source(&e).map(|c| c.to_string()).unwrap_or_default();
+            forebay_common::err!(Unavailable, "master {} cannot be reached: {e} {cause}", self.master)
+        })?;
+        Ok(WorkerMasterClient::new(channel).max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20))
+    }
+
+    fn request(&self, changed: &[(BlockId, u64)], changed_files: Vec<ChangedFile>) -> HeartbeatRequest {
+        HeartbeatRequest {
+            cluster_secret: self.cluster_secret.clone().into(),
+            worker_id: self.core.id.get(),
+            incarnation: self.incarnation,
+            tiers: vec![self.core.store.usage()],
+            changed: changed.iter().map(|(id, cached_bytes)| ReportedBlock { block_id: id.get(), cached_bytes: *cached_bytes, tier: "MEM".into() }).collect(),
+            counters: counters(),
+            now_ms: clock::now_ms(),
+            warnings: self.core.reporter.warnings.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+            changed_files,
+        }
+    }
+
+    fn take(&self, answer: HeartbeatResponse) {
+        self.core.keys.set(answer.keys.into_iter().map(|k| TokenKey { id: k.id, secret: k.secret.to_vec() }).collect());
+        self.core.mounts.set(answer.mounts.into_iter().map(|m| (MountId(m.mount_id), m.uri, m.options.into_iter().collect())).collect());
+        for block in answer.delete_blocks {
+            self.core.store.remove(BlockId(block));
+        }
+    }
+}
+
+/// What this process counted since it started.
+fn counters() -> Vec<NamedValue> {
+    let counter = |name: &str, value: u64| NamedValue { name: name.to_owned(), value };
+    vec![
+        counter("BytesReadUfs", ufs_read::FETCHED.get()),
+        counter("BytesWrittenUfs", write::WRITTEN_UFS.get()),
+        counter("BlocksEvicted", crate::store::EVICTED.get()),
+        counter("BlocksQuarantined", crate::store::QUARANTINED.get()),
+    ]
+}
+
+/// Verifies blocks of an earlier start in the background, dropping bad ones.
+pub async fn verify_adopted(store: Arc<BlockStore>, shutdown: CancellationToken) {
+    for block in store.all() {
+        if shutdown.is_cancelled() {
+            return;
+        }
+        let id = block.header.block;
+        let verified = tokio::task::spawn_blocking(move || block.verify_all()).await;
+        if let Ok(Err(e)) = verified {
+            tracing::error!(error = %e, "a block of an earlier start is damaged");
+            store.quarantine(id);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Starting and stopping a worker: its id, its tier, its sockets, its heartbeat.
+
+use crate::core::{Core, Mounts};
+use crate::report::{self, Heartbeat, Reporter};
+use crate::session::{self, Socket};
+use crate::store::{BlockStore, Tier};
+use crate::ufs_read::Fetcher;
+use crate::web;
+use forebay_common::config::Config;
+use forebay_common::error::at;
+use forebay_common::token::KeyRing;
+use forebay_common::{Result, WorkerId, counter, err};
+use forebay_proto::WorkerAddress;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+counter!(REFUSED, "forebay_worker_sessions_refused_total", "connections refused because worker.sessions_max were open");
+
+/// A running worker.
+pub struct WorkerHandle {
+    /// Its id.
+    pub id: WorkerId,
+    /// Block bytes over TCP.
+    pub data_addr: SocketAddr,
+    /// `/metrics`, `/healthz`.
+    pub web_addr: SocketAddr,
+    /// The Unix socket.
+    pub socket_path: PathBuf,
+    /// The MEM tier's folder.
+    pub mem_dir: PathBuf,
+    registered: watch::Receiver<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    /// Waits until the master has answered once.
+    pub async fn registered(&mut self) -> Result<()> {
+        self.registered.wait_for(|r| *r).await.map(drop).map_err(|_| err!(Unavailable, "the worker stopped"))
+    }
+
+    /// Waits until everything stopped after the shutdown token was cancelled.
+    pub async fn stopped(self) {
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        let _ = std::fs::remove_file(&self.socket_path);
+    }
+}
+
+/// Prepares the tier, takes over its blocks, binds the sockets and reports to the master until `shutdown`.
+pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<WorkerHandle> {
+    let worker = config.worker.clone();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&worker.data_dir).map_err(at(format!("worker.data_dir {}", worker.data_dir.display())))?;
+    let id = read_or_draw_id(&worker.data_dir)?;
+    let tcp = bind(&worker.bind, worker.data_port, "worker.data_port").await?;
+    let web = bind(&worker.bind, worker.web_port, "worker.web_port").await?;
+    let (data_addr, web_addr) = (tcp.local_addr().map_err(at("socket"))?, web.local_addr().map_err(at("socket"))?);
+    let tier = Tier::prepare(&worker)?;
+    let mem_dir = worker.mem_dir.clone();
+    let reporter = Reporter::default();
+    tier.warnings().iter().for_each(|w| reporter.warn(w.clone()));
+    let store = Arc::new(tokio::task::spawn_blocking(move || BlockStore::open(tier)).await.map_err(|e| err!(Internal, "worker start: {e}"))??);
+    let socket_path = worker.socket_dir.join(format!("worker-{:016x}.sock", id.get()));
+    let unix = bind_unix(&socket_path)?;
+    let address = WorkerAddress {
+        worker_id: id.get(),
+        host: worker.host().to_owned(),
+        data_port: u32::from(data_addr.port()),
+        web_port: u32::from(web_addr.port()),
+        socket_path: socket_path.to_string_lossy().into_owned(),
+        host_id: host_id(),
+    };
+    let core = Arc::new(Core {
+        id,
+        host_id: address.host_id.clone(),
+        fetcher: Fetcher::new(worker.fetch_concurrency),
+        config: worker,
+        store: store.clone(),
+        keys: KeyRing::default(),
+        mounts: Mounts::default(),
+        reporter,
+    });
+    let heartbeat = Heartbeat {
+        core: core.clone(),
+        address,
+        master: config.client.master.clone(),
+        cluster_secret: config.security.cluster_secret()?,
+        incarnation: rand::random(),
+    };
+    let (registered_sender, registered) = watch::channel(false);
+    let tasks = vec![
+        tokio::spawn(accept_tcp(core.clone(), tcp, shutdown.clone())),
+        tokio::spawn(accept_unix(core, unix, shutdown.clone())),
+        tokio::spawn(heartbeat.run(registered_sender, shutdown.clone())),
+        tokio::spawn(report::verify_adopted(store, shutdown.clone())),
+        tokio::spawn(web::serve(web, shutdown)),
+    ];
+    tracing::info!(worker = %id, %data_addr, socket = %socket_path.display(), "worker is up");
+    Ok(WorkerHandle { id, data_addr, web_addr, socket_path, mem_dir, registered, tasks })
+}
+
+async fn bind(host: &str, port: u16, key: &str) -> Result<TcpListener> {
+    TcpListener::bind((host, port)).await.map_err(|e| forebay_common::Error::io(format!("binding {host}:{port} ({key}; 0 takes any free port)"), &e))
+}
+
+/// The socket is reachable by every local user: what counts is the block token.
+fn bind_unix(path: &Path) -> Result<UnixListener> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(at(format!("worker.socket_dir {}", dir.display())))?;
+    // The worker's data folder is locked, so a socket of this name is a dead one's.
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(forebay_common::Error::io(path.display(), &e)),
+    }
+    let listener = UnixListener::bind(path).map_err(at(format!("binding {}", path.display())))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(at(path.display()))?;
+    Ok(listener)
+}
+
+/// The worker's id: drawn once, kept in its data folder.
+fn read_or_draw_id(dir: &Path) -> Result<WorkerId> {
+    let path = dir.join("worker-id");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => u64::from_str_radix(text.trim(), 16)
+            .map(WorkerId)
+            .map_err(|_| err!(Corrupt, "{} does not hold a worker id: remove it to draw a new one", path.display())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let id = WorkerId(rand::random::<u64>() >> 1 | 1);
+            let temporary = dir.join("worker-id.tmp");
+            std::fs::write(&temporary, format!("{:016x}\n", id.get())).map_err(at(temporary.display()))?;
+            std::fs::File::open(&temporary).and_then(|f| f.sync_all()).map_err(at(temporary.display()))?;
+            std::fs::rename(&temporary, &path).map_err(at(path.display()))?;
+            Ok(id)
+        }
+        Err(e) => Err(forebay_common::Error::io(path.display(), &e)),
+    }
+}
+
+/// The machine as its processes see it: kernel boot and mount namespace. For people; locality is decided by the socket.
+fn host_id() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let namespace = std::fs::read_link("/proc/self/ns/mnt").map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("{}/{}", boot.trim(), namespace.trim_matches(|c: char| !c.is_ascii_digit()))
+}
+
+async fn accept_tcp(core: Arc<Core>, listener: TcpListener, shutdown: CancellationToken) {
+    let permits = Arc::new(Semaphore::new(core.config.sessions_max));
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                if let Err(e) = stream.set_nodelay(true) {
+                    tracing::debug!(error = %e, "TCP_NODELAY");
+                }
+                admit(&core, &permits, Socket::Tcp(stream), &shutdown);
+            }
+            Err(e) => refused_by_kernel(&e).await,
+        }
+    }
+}
+
+async fn accept_unix(core: Arc<Core>, listener: UnixListener, shutdown: CancellationToken) {
+    let permits = Arc::new(Semaphore::new(core.config.sessions_max));
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => admit(&core, &permits, Socket::Unix(stream), &shutdown),
+            Err(e) => refused_by_kernel(&e).await,
+        }
+    }
+}
+
+/// Out of descriptors, mostly: wait for some to come free instead of spinning.
+async fn refused_by_kernel(e: &std::io::Error) {
+    tracing::warn!(error = %e, "a connection could not be accepted");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+fn admit(core: &Arc<Core>, permits: &Arc<Semaphore>, socket: Socket, shutdown: &CancellationToken) {
+    let Ok(permit) = permits.clone().try_acquire_owned() else {
+        REFUSED.inc();
+        tracing::warn!("a connection is refused: worker.sessions_max are open");
+        return;
+    };
+    let (core, shutdown) = (core.clone(), shutdown.clone());
+    tokio::spawn(async move {
+        session::serve(core, socket, shutdown).await;
+        drop(permit);
+    });
+}

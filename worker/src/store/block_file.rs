@@ -1,0 +1,291 @@
+//! `BlockFile`: the two files of one block, open, with their page map.
+//!
+//! Who calls it: `BlockStore` (making, adopting, evicting), `ufs_read` and `write` (filling pages), `session` (reading,
+//! granting). Invariants: bytes → their CRCs → the bit; a set bit is never cleared and its page never written again;
+//! a chunk is served over the network only after it was compared with its CRC once since this process opened the block.
+
+use forebay_common::block_header::{FIXED_BYTES, Header};
+use bytes::Bytes;
+use forebay_common::error::at;
+use forebay_common::limits::CHUNK_SIZE_BYTES;
+use forebay_common::{Result, checksum, err};
+use memmap2::{Mmap, MmapOptions};
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Paths of the two files of a block in a tier folder.
+pub fn paths(dir: &Path, block: forebay_common::BlockId) -> (PathBuf, PathBuf) {
+    let name = format!("{:016x}", block.get());
+    let shard = dir.join(&name[13..]);
+    (shard.join(format!("{name}.data")), shard.join(format!("{name}.head")))
+}
+
+/// An open block.
+pub struct BlockFile {
+    /// The fixed part of its header.
+    pub header: Header,
+    data: File,
+    head: File,
+    map: Arc<Mmap>,
+    bits: Vec<AtomicU64>,
+    crcs: Vec<AtomicU32>,
+    verified: Vec<AtomicU64>,
+    filling: Mutex<()>,
+    charged_bytes: AtomicU64,
+}
+
+/// A slice of a mapping that keeps it alive.
+struct Slice {
+    map: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl AsRef<[u8]> for Slice {
+    fn as_ref(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}
+
+fn words(bits: usize) -> Vec<AtomicU64> {
+    (0..bits.div_ceil(64)).map(|_| AtomicU64::new(0)).collect()
+}
+
+fn bit(words: &[AtomicU64], i: usize) -> bool {
+    words.get(i / 64).is_some_and(|w| w.load(Ordering::Acquire) & (1 << (i % 64)) != 0)
+}
+
+impl BlockFile {
+    /// Makes both files of a new block, extended to their lengths; no page is present. Errors: `NoSpace`, `AlreadyExists`.
+    pub fn create(dir: &Path, header: Header) -> Result<BlockFile> {
+        let (data_path, head_path) = paths(dir, header.block);
+        let shard = data_path.parent().unwrap_or(dir);
+        std::fs::create_dir_all(shard).map_err(at(shard.display()))?;
+        let open = |path: &Path| File::options().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(at(path.display()));
+        let head = open(&head_path)?;
+        let made = open(&data_path).and_then(|data| Self::lay_out(&header, &data, &head).map(|map| (data, map)));
+        let (data, map) = match made {
+            Ok(made) => made,
+            Err(e) => {
+                let _ = std::fs::remove_file(&data_path);
+                let _ = std::fs::remove_file(&head_path);
+                return Err(e.context(format!("block {}", header.block)));
+            }
+        };
+        Ok(BlockFile {
+            bits: words(header.pages()),
+            verified: words(header.chunks()),
+            crcs: (0..header.chunks()).map(|_| AtomicU32::new(0)).collect(),
+            filling: Mutex::new(()),
+            charged_bytes: AtomicU64::new(0),
+            header,
+            data,
+            head,
+            map,
+        })
+    }
+
+    fn lay_out(header: &Header, data: &File, head: &File) -> Result<Arc<Mmap>> {
+        data.set_len(header.length_bytes).map_err(at("extending"))?;
+        let head_bytes = header.file_bytes();
+        nix::fcntl::fallocate(head, nix::fcntl::FallocateFlags::empty(), 0, head_bytes as i64).map_err(|e| forebay_common::Error::io("allocating a header", &e.into()))?;
+        head.write_all_at(&header.encode(), 0).map_err(at("writing a header"))?;
+        map_data(data, header.length_bytes)
+    }
+
+    /// Opens the files of a block that an earlier process left. The bits and CRCs of the header are taken; nothing counts
+    /// as verified. Errors: `Corrupt`, `Unsupported`.
+    pub fn adopt(dir: &Path, block: forebay_common::BlockId) -> Result<BlockFile> {
+        let (data_path, head_path) = paths(dir, block);
+        let open = |path: &Path| File::options().read(true).write(true).open(path).map_err(at(path.display()));
+        let (data, head) = (open(&data_path)?, open(&head_path)?);
+        let head_length = head.metadata().map_err(at("header"))?.len();
+        if head_length > 64 << 20 {
+            return Err(err!(Corrupt, "block header of {head_length} bytes"));
+        }
+        let mut raw = vec![0; head_length as usize];
+        head.read_exact_at(&mut raw, 0).map_err(at("reading a header"))?;
+        let header = Header::decode(&raw)?;
+        if header.block != block {
+            return Err(err!(Corrupt, "block header names block {}, its file block {block}", header.block));
+        }
+        let data_length = data.metadata().map_err(at("data"))?.len();
+        if data_length != header.length_bytes || raw.len() < header.file_bytes() {
+            return Err(err!(Corrupt, "block {block} has files of {data_length} and {} bytes instead of {} and {}", raw.len(), header.length_bytes, header.file_bytes()));
+        }
+        let word = |i: usize| {
+            let mut w = [0; 8];
+            w.copy_from_slice(&raw[FIXED_BYTES + i * 8..FIXED_BYTES + i * 8 + 8]);
+            AtomicU64::new(u64::from_le_bytes(w))
+        };
+        let crc = |i: usize| {
+            let mut c = [0; 4];
+            c.copy_from_slice(&raw[header.crc_offset(i)..header.crc_offset(i) + 4]);
+            AtomicU32::new(u32::from_le_bytes(c))
+        };
+        let bits: Vec<AtomicU64> = (0..header.map_words()).map(word).collect();
+        let beyond = header.pages() % 64;
+        if beyond != 0 && bits.last().is_some_and(|w| w.load(Ordering::Relaxed) >> beyond != 0) {
+            return Err(err!(Corrupt, "block {block} has pages beyond its end in its page map"));
+        }
+        Ok(BlockFile {
+            bits,
+            verified: words(header.chunks()),
+            crcs: (0..header.chunks()).map(crc).collect(),
+            filling: Mutex::new(()),
+            charged_bytes: AtomicU64::new(0),
+            map: map_data(&data, header.length_bytes)?,
+            header,
+            data,
+            head,
+        })
+    }
+
+    /// Ends a block under construction: writes its header, with every page present. Its CRCs were taken from the bytes as
+    /// they came, so its chunks count as verified.
+    pub fn seal(dir: &Path, header: Header, data: File, chunk_crcs: &[u32]) -> Result<BlockFile> {
+        assert_eq!(chunk_crcs.len(), header.chunks(), "a sealed block has a checksum for each chunk");
+        let (_, head_path) = paths(dir, header.block);
+        let mut raw = header.encode().to_vec();
+        let full = words(header.pages());
+        (0..header.pages()).for_each(|p| {
+            full[p / 64].fetch_or(1 << (p % 64), Ordering::Relaxed);
+        });
+        full.iter().for_each(|w| raw.extend_from_slice(&w.load(Ordering::Relaxed).to_le_bytes()));
+        chunk_crcs.iter().for_each(|c| raw.extend_from_slice(&c.to_le_bytes()));
+        let head = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&head_path).map_err(at(head_path.display()))?;
+        head.write_all_at(&raw, 0).map_err(at("writing a header"))?;
+        let verified = words(header.chunks());
+        (0..header.chunks()).for_each(|c| {
+            verified[c / 64].fetch_or(1 << (c % 64), Ordering::Relaxed);
+        });
+        Ok(BlockFile {
+            bits: full,
+            verified,
+            crcs: chunk_crcs.iter().map(|c| AtomicU32::new(*c)).collect(),
+            filling: Mutex::new(()),
+            charged_bytes: AtomicU64::new(0),
+            map: map_data(&data, header.length_bytes)?,
+            header,
+            data,
+            head,
+        })
+    }
+
+    /// Whether a page is here.
+    pub fn has_page(&self, page: usize) -> bool {
+        bit(&self.bits, page)
+    }
+
+    /// Whether every page is here.
+    pub fn is_full(&self) -> bool {
+        (0..self.header.pages()).all(|p| self.has_page(p))
+    }
+
+    /// Bytes of the pages that are here.
+    pub fn cached_bytes(&self) -> u64 {
+        (0..self.header.pages()).filter(|p| self.has_page(*p)).map(|p| self.header.page_span(p).1 as u64).sum()
+    }
+
+    /// The pages that cover a range of the block.
+    pub fn pages_of(&self, offset: u64, length: u64) -> Range<usize> {
+        let first = (offset / self.header.page_size_bytes) as usize;
+        let end = (offset + length).min(self.header.length_bytes).div_ceil(self.header.page_size_bytes) as usize;
+        first..end.max(first)
+    }
+
+    /// Stores a whole page. A page that is here already is left alone. Errors: `NoSpace`; nothing is present then.
+    pub fn fill_page(&self, page: usize, bytes: &[u8]) -> Result<()> {
+        let (offset, length) = self.header.page_span(page);
+        assert_eq!(bytes.len(), length, "a page is stored whole");
+        let crcs: Vec<u32> = checksum::chunk_crcs(bytes).collect();
+        let _filling = self.filling.lock().unwrap_or_else(|e| e.into_inner());
+        if self.has_page(page) {
+            return Ok(());
+        }
+        self.data.write_all_at(bytes, offset).map_err(at("storing a page"))?;
+        self.publish(page, offset, &crcs)
+    }
+
+    fn publish(&self, page: usize, offset: u64, crcs: &[u32]) -> Result<()> {
+        let first = offset as usize / CHUNK_SIZE_BYTES;
+        let raw: Vec<u8> = crcs.iter().flat_map(|c| c.to_le_bytes()).collect();
+        self.head.write_all_at(&raw, self.header.crc_offset(first) as u64).map_err(at("writing checksums"))?;
+        for (i, crc) in crcs.iter().enumerate() {
+            self.crcs[first + i].store(*crc, Ordering::Relaxed);
+            self.verified[(first + i) / 64].fetch_or(1 << ((first + i) % 64), Ordering::Relaxed);
+        }
+        let word = self.bits[page / 64].load(Ordering::Relaxed) | 1 << (page % 64);
+        std::sync::atomic::fence(Ordering::Release);
+        self.head.write_all_at(&word.to_le_bytes(), (FIXED_BYTES + page / 64 * 8) as u64).map_err(at("writing a page map"))?;
+        self.bits[page / 64].store(word, Ordering::Release);
+        Ok(())
+    }
+
+    /// The stored CRC of a chunk.
+    pub fn chunk_crc(&self, chunk: usize) -> u32 {
+        self.crcs[chunk].load(Ordering::Relaxed)
+    }
+
+    /// Compares a chunk with its CRC, unless that was done since this process opened the block. Errors: `Corrupt`.
+    pub fn verify_chunk(&self, chunk: usize) -> Result<()> {
+        if bit(&self.verified, chunk) {
+            return Ok(());
+        }
+        let (offset, length) = self.header.chunk_span(chunk);
+        let found = checksum::crc32c(&self.map[offset as usize..offset as usize + length]);
+        if found != self.chunk_crc(chunk) {
+            return Err(err!(Corrupt, "block {} chunk {chunk} has checksum {found:08x} instead of {:08x}", self.header.block, self.chunk_crc(chunk)));
+        }
+        self.verified[chunk / 64].fetch_or(1 << (chunk % 64), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Compares every present chunk with its CRC, those verified before included.
+    pub fn verify_again(&self) -> Result<()> {
+        self.verified.iter().for_each(|w| w.store(0, Ordering::Relaxed));
+        self.verify_all()
+    }
+
+    /// Compares every present chunk with its CRC that was not compared yet.
+    pub fn verify_all(&self) -> Result<()> {
+        for page in (0..self.header.pages()).filter(|p| self.has_page(*p)) {
+            let (offset, length) = self.header.page_span(page);
+            let first = offset as usize / CHUNK_SIZE_BYTES;
+            (first..first + length.div_ceil(CHUNK_SIZE_BYTES)).try_for_each(|chunk| self.verify_chunk(chunk))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of pages that are here, without a copy; the pages must be present and the chunks verified by the caller.
+    pub fn slice(&self, offset: u64, length: usize) -> Bytes {
+        let range = offset as usize..offset as usize + length;
+        assert!(range.end <= self.map.len() && self.pages_of(offset, length as u64).all(|p| self.has_page(p)), "only present pages are read through the mapping");
+        Bytes::from_owner(Slice { map: self.map.clone(), range })
+    }
+
+    /// Bytes the two files take by the file system's own count (a huge page counts whole).
+    pub fn occupied_bytes(&self) -> u64 {
+        [&self.data, &self.head].iter().map(|f| f.metadata().map_or(0, |m| m.blocks() * 512)).sum()
+    }
+
+    /// What the tier's accounting holds for this block; swapped for a new figure.
+    pub fn swap_charged(&self, bytes: u64) -> u64 {
+        self.charged_bytes.swap(bytes, Ordering::AcqRel)
+    }
+}
+
+/// SAFETY invariants of the mapping:
+/// - the file is never truncated or punched while it exists (blocks leave by `unlink`), so no access is beyond its end;
+/// - only pages whose bit is set are read, and a set page is never written again, so no byte changes under a reader;
+/// - the tier is tmpfs or a file system whose read errors are acceptable as signals only for MEM tiers: SSD and HDD
+///   tiers do not exist yet.
+#[allow(unsafe_code, reason = "a mapping of a file is unsafe by nature; the invariants are above")]
+fn map_data(data: &File, length: u64) -> Result<Arc<Mmap>> {
+    let length = usize::try_from(length).map_err(|_| err!(InvalidArgument, "block of {length} bytes"))?;
+    // SAFETY: see the list above this function.
+    unsafe { MmapOptions::new().len(length).map(data) }.map(Arc::new).map_err(at("mapping a block"))
+}

@@ -1,0 +1,142 @@
+//! `BlockWriter`: one block under construction.
+//!
+//! Its length is not known before it ends, so its header is written when it is sealed, and nobody can see it before.
+//! The first page is kept in memory, so that a small file occupies what it needs and not a huge page.
+
+use crate::store::{BlockFile, BlockStore, FLAG_ONLY_COPY, Header, paths};
+use forebay_common::error::at;
+use forebay_common::limits::CHUNK_SIZE_BYTES;
+use forebay_common::token::Claims;
+use forebay_common::{BlockId, InodeId, Result, checksum};
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::Arc;
+
+pub struct BlockWriter {
+    store: Arc<BlockStore>,
+    header: Header,
+    block_size_bytes: u64,
+    first_page: Vec<u8>,
+    data: Option<File>,
+    reserved_bytes: u64,
+    length: u64,
+    crcs: Vec<u32>,
+    open_chunk: (u32, usize),
+    sealed: bool,
+}
+
+impl BlockWriter {
+    pub fn new(store: Arc<BlockStore>, claims: &Claims, block: BlockId, only_copy: bool) -> Self {
+        let header = Header {
+            block,
+            file: InodeId(claims.file_id),
+            length_bytes: 0,
+            page_size_bytes: claims.page_size_bytes,
+            flags: if only_copy { FLAG_ONLY_COPY } else { 0 },
+        };
+        BlockWriter {
+            store,
+            header,
+            block_size_bytes: claims.block_size_bytes,
+            first_page: Vec::new(),
+            data: None,
+            reserved_bytes: 0,
+            length: 0,
+            crcs: Vec::new(),
+            open_chunk: (0, 0),
+            sealed: false,
+        }
+    }
+
+    pub fn block(&self) -> BlockId {
+        self.header.block
+    }
+
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Counts bytes that are not kept.
+    pub fn skip(&mut self, bytes: usize) -> Result<()> {
+        self.length += bytes as u64;
+        Ok(())
+    }
+
+    /// Errors: `NoSpace`; the block is of no use then.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        let before = self.length;
+        self.length += bytes.len() as u64;
+        self.sum(bytes);
+        self.store.reserve(bytes.len() as u64)?;
+        self.reserved_bytes += bytes.len() as u64;
+        if self.data.is_none() && self.length <= self.header.page_size_bytes {
+            self.first_page.extend_from_slice(bytes);
+            return Ok(());
+        }
+        if self.data.is_none() {
+            let file = self.make(self.block_size_bytes)?;
+            file.write_all_at(&self.first_page, 0).map_err(at("writing a block"))?;
+            self.first_page = Vec::new();
+            self.data = Some(file);
+        }
+        if let Some(file) = &self.data {
+            file.write_all_at(bytes, before).map_err(at("writing a block"))?;
+        }
+        Ok(())
+    }
+
+    fn sum(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (crc, filled) = self.open_chunk;
+            let take = bytes.len().min(CHUNK_SIZE_BYTES - filled);
+            let crc = checksum::combine(crc, checksum::crc32c(&bytes[..take]), take);
+            self.open_chunk = (crc, filled + take);
+            if filled + take == CHUNK_SIZE_BYTES {
+                self.crcs.push(crc);
+                self.open_chunk = (0, 0);
+            }
+            bytes = &bytes[take..];
+        }
+    }
+
+    fn make(&self, length: u64) -> Result<File> {
+        let (path, _) = paths(self.store.tier().dir(), self.header.block);
+        let shard = path.parent().unwrap_or(self.store.tier().dir());
+        std::fs::create_dir_all(shard).map_err(at(shard.display()))?;
+        let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(at(path.display()))?;
+        file.set_len(length).map_err(at("extending"))?;
+        Ok(file)
+    }
+
+    /// Ends the block: its data get their final length, its header is written, and it may be seen.
+    pub fn seal(mut self) -> Result<BlockFile> {
+        if self.open_chunk.1 > 0 {
+            self.crcs.push(self.open_chunk.0);
+        }
+        self.header.length_bytes = self.length;
+        let file = match self.data.take() {
+            Some(file) => file,
+            None => {
+                let file = self.make(self.length)?;
+                file.write_all_at(&self.first_page, 0).map_err(at("writing a block"))?;
+                file
+            }
+        };
+        // Nobody has seen this file yet, so its length may still change.
+        file.set_len(self.length).map_err(at("ending a block"))?;
+        let block = BlockFile::seal(self.store.tier().dir(), self.header.clone(), file, &self.crcs)?;
+        self.sealed = true;
+        self.store.release(std::mem::take(&mut self.reserved_bytes));
+        Ok(block)
+    }
+}
+
+impl Drop for BlockWriter {
+    fn drop(&mut self) {
+        self.store.release(self.reserved_bytes);
+        if !self.sealed {
+            let (data, head) = paths(self.store.tier().dir(), self.header.block);
+            let _ = (std::fs::remove_file(data), std::fs::remove_file(head));
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Taking a new file in: its bytes become blocks of the tier and, written through, an object of the under store.
+//!
+//! One `FileWrite` per file being written, owned by a session; when it is dropped uncommitted everything it made is
+//! removed. Nothing is visible before commit: the blocks are sealed into the store and the object published then, and
+//! the master is told by the client. Where a written-through file finds no room in the tier it is written to the under
+//! store alone; a file for the cache only fails with `NoSpace`.
+
+mod block_writer;
+
+use crate::core::Core;
+use block_writer::BlockWriter;
+use bytes::Bytes;
+use forebay_common::token::Claims;
+use forebay_common::{BlockId, ErrorKind, MountId, Result, checksum, counter, err};
+use forebay_proto::Committed;
+use forebay_ufs::{UfsEntry, UfsWriter};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+counter!(pub WRITTEN, "forebay_worker_written_bytes_total", "bytes taken in from writers");
+
+counter!(pub WRITTEN_UFS, "forebay_worker_written_through_bytes_total", "bytes of files that are in an under store when their write was committed");
+
+/// Pieces that may wait for a slow under store.
+const UFS_QUEUE: usize = 8;
+
+/// A file being written.
+pub struct FileWrite {
+    core: Arc<Core>,
+    claims: Claims,
+    length: u64,
+    current: Option<BlockWriter>,
+    sealed: Vec<BlockId>,
+    done: Vec<(BlockId, u64)>,
+    caching: bool,
+    ufs: Option<UfsTask>,
+}
+
+struct UfsTask {
+    queue: mpsc::Sender<Bytes>,
+    done: JoinHandle<Result<UfsWriter>>,
+}
+
+impl FileWrite {
+    /// Starts. Errors: the under store cannot be reached.
+    pub async fn open(core: Arc<Core>, claims: Claims) -> Result<FileWrite> {
+        let ufs = match &claims.ufs {
+            Some(source) => {
+                let writer = core.under_store(MountId(source.mount_id)).await?.writer(&source.key).await?;
+                Some(UfsTask::start(writer))
+            }
+            None if claims.write_cached => None,
+            None => return Err(err!(InvalidArgument, "a write that goes nowhere")),
+        };
+        let caching = claims.write_cached;
+        Ok(FileWrite { core, claims, length: 0, current: None, sealed: Vec::new(), done: Vec::new(), caching, ufs })
+    }
+
+    /// The token was renewed with more blocks.
+    pub fn extend(&mut self, claims: Claims) -> Result<()> {
+        if claims.file_id != self.claims.file_id || claims.lease_id != self.claims.lease_id {
+            return Err(err!(Unauthenticated, "block token of another file or lease"));
+        }
+        self.claims = claims;
+        Ok(())
+    }
+
+    /// Takes the next bytes, which belong into `block`.
+    pub async fn write(&mut self, block: BlockId, offset: u64, crc: u32, bytes: Bytes) -> Result<()> {
+        if checksum::crc32c(&bytes) != crc {
+            return Err(err!(Corrupt, "written bytes arrived with a wrong checksum"));
+        }
+        if offset != self.length {
+            return Err(err!(InvalidArgument, "written bytes are for offset {offset}, and {} are here", self.length));
+        }
+        if self.claims.write_cached {
+            let index = self.claims.block_index(block).ok_or_else(|| err!(Unauthenticated, "block token does not cover block {block}"))?;
+            let start = index * self.claims.block_size_bytes;
+            if offset < start || offset + bytes.len() as u64 > start + self.claims.block_size_bytes {
+                return Err(err!(InvalidArgument, "written bytes do not lie inside block {block}"));
+            }
+        }
+        WRITTEN.inc_by(bytes.len() as u64);
+        self.length += bytes.len() as u64;
+        if let Some(ufs) = &self.ufs
+            && ufs.queue.send(bytes.clone()).await.is_err()
+        {
+            return Err(self.ufs_error().await);
+        }
+        if self.claims.write_cached {
+            self.write_block(block, bytes).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_block(&mut self, block: BlockId, bytes: Bytes) -> Result<()> {
+        if self.current.as_ref().is_some_and(|c| c.block() != block) {
+            self.seal().await?;
+        }
+        let current = match self.current.take() {
+            Some(current) => current,
+            None => BlockWriter::new(self.core.store.clone(), &self.claims, block, self.ufs.is_none()),
+        };
+        let caching = self.caching;
+        let (current, result) = tokio::task::spawn_blocking(move || {
+            let mut current = current;
+            let result = if caching { current.append(&bytes) } else { current.skip(bytes.len()) };
+            (current, result)
+        })
+        .await
+        .map_err(|e| err!(Internal, "write task: {e}"))?;
+        self.current = Some(current);
+        self.or_uncached(result)
+    }
+
+    /// A written-through file goes on without the cache.
+    fn or_uncached(&mut self, result: Result<()>) -> Result<()> {
+        match result {
+            Err(e) if self.ufs.is_some() && self.caching => {
+                tracing::info!(error = %e, file = self.claims.file_id, "a file is written to the under store only");
+                self.caching = false;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    async fn seal(&mut self) -> Result<()> {
+        let Some(current) = self.current.take() else { return Ok(()) };
+        let (block, length, caching, store) = (current.block(), current.length(), self.caching, self.core.store.clone());
+        self.done.push((block, length));
+        if !caching {
+            return Ok(());
+        }
+        let sealed = tokio::task::spawn_blocking(move || current.seal().map(|file| store.insert(Arc::new(file)))).await;
+        let sealed = sealed.map_err(|e| err!(Internal, "write task: {e}"))?;
+        if sealed.is_ok() {
+            self.sealed.push(block);
+        }
+        self.or_uncached(sealed)
+    }
+
+    async fn ufs_error(&mut self) -> forebay_common::Error {
+        match self.ufs.take() {
+            Some(task) => match task.done.await {
+                Ok(Err(e)) => e,
+                _ => err!(UnderStore, "the under store's writer ended early"),
+            },
+            None => err!(UnderStore, "the under store's writer ended early"),
+        }
+    }
+
+    /// Seals the last block, publishes the object, and says what was written. Errors: nothing stays then.
+    pub async fn commit(mut self, length: u64) -> Result<Committed> {
+        if length != self.length {
+            return Err(err!(InvalidArgument, "the writer says {length} bytes, and {} arrived", self.length));
+        }
+        self.seal().await?;
+        let mut fingerprint = String::new();
+        if let Some(task) = self.ufs.take() {
+            let entry = task.close().await?;
+            if entry.length != length {
+                return Err(err!(UnderStore, "the under store holds {} bytes instead of {length}", entry.length));
+            }
+            WRITTEN_UFS.inc_by(length);
+            fingerprint = entry.fingerprint;
+        }
+        self.sealed.clear();
+        Ok(Committed {
+            length,
+            block_ids: self.done.iter().map(|(id, _)| id.get()).collect(),
+            block_lengths: self.done.iter().map(|(_, length)| *length).collect(),
+            fingerprint,
+        })
+    }
+}
+
+impl Drop for FileWrite {
+    fn drop(&mut self) {
+        for block in &self.sealed {
+            self.core.store.remove(*block);
+        }
+        if let Some(task) = self.ufs.take() {
+            tokio::spawn(async move {
+                drop(task.queue);
+                if let Ok(Ok(writer)) = task.done.await {
+                    writer.abort().await;
+                }
+            });
+        }
+    }
+}
+
+impl UfsTask {
+    fn start(mut writer: UfsWriter) -> UfsTask {
+        let (queue, mut waiting) = mpsc::channel::<Bytes>(UFS_QUEUE);
+        let done = tokio::spawn(async move {
+            while let Some(bytes) = waiting.recv().await {
+                if let Err(e) = writer.write(bytes).await {
+                    writer.abort().await;
+                    return Err(e);
+                }
+            }
+            Ok(writer)
+        });
+        UfsTask { queue, done }
+    }
+
+    async fn close(self) -> Result<UfsEntry> {
+        drop(self.queue);
+        match self.done.await {
+            Ok(Ok(writer)) => writer.close().await,
+            Ok(Err(e)) => Err(e),
+            Err(e) => Err(forebay_common::Error::new(ErrorKind::Internal, format!("under store task: {e}"))),
+        }
+    }
+}
