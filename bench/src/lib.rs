@@ -1,5 +1,102 @@
-//! x
+//! The bench: measures a running cluster, each figure beside a reference taken in the same run on the same machine.
+//!
+//! One JSON line per figure with `--json`, else a table. Figures are medians over several passes where a pass is long,
+//! p50 and p99 where operations are short, CPU seconds per GiB of both ends where bytes cross a socket. Quote ratios:
+//! machines are shared and noisy.
+
+mod cpu;
+mod figure;
+mod metadata;
+mod raw;
+mod read;
+mod references;
+
+use bytesize::ByteSize;
+use clap::{Args, Subcommand};
+use figure::Report;
+use forebay_client::FileSystem;
 use forebay_common::config::ClientConfig;
-#[derive(clap::Args)]
-pub struct Options {}
-pub async fn run(_: Options, _: &ClientConfig, _: bool) -> forebay_common::Result<()> { Ok(()) }
+use forebay_common::{AbsPath, Result};
+
+/// What to measure.
+#[derive(Args)]
+pub struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Reads: short circuit, network, cold
+    Read(ReadOptions),
+    /// The namespace: create, getStatus, list, rename, delete
+    Metadata(MetadataOptions),
+}
+
+/// `bench read`.
+#[derive(Args)]
+pub struct ReadOptions {
+    /// Folder for the bench's files; removed afterwards
+    #[arg(long, default_value = "/.forebay-bench")]
+    dir: AbsPath,
+    /// Bytes of the large file
+    #[arg(long, default_value = "256MiB")]
+    size: ByteSize,
+    /// Passes over the large file
+    #[arg(long, default_value_t = 5)]
+    passes: usize,
+    /// Short operations of each kind
+    #[arg(long, default_value_t = 5000)]
+    operations: usize,
+    /// Also read this file cold: it is freed before each pass, and read from its under store directly for reference
+    #[arg(long)]
+    cold: Option<AbsPath>,
+    /// Options of that under store, for the direct reads; may be repeated
+    #[arg(long = "ufs-option", value_name = "KEY=VALUE")]
+    ufs_options: Vec<String>,
+}
+
+/// `bench metadata`.
+#[derive(Args)]
+pub struct MetadataOptions {
+    /// Folder for the bench's files; removed afterwards
+    #[arg(long, default_value = "/.forebay-bench")]
+    dir: AbsPath,
+    /// Clients at once, each with a connection of its own
+    #[arg(long, default_value_t = 16)]
+    clients: usize,
+    /// Operations of each kind
+    #[arg(long, default_value_t = 20_000)]
+    operations: usize,
+    /// Entries of the listed folder
+    #[arg(long, default_value_t = 10_000)]
+    entries: usize,
+}
+
+/// Measures and prints.
+pub async fn run(options: Options, config: &ClientConfig, json: bool) -> Result<()> {
+    let mut report = Report::new(json);
+    let fs = FileSystem::connect(config).await?;
+    match options.what {
+        What::Read(options) => {
+            let result = read::run(&fs, config, &options, &mut report).await;
+            cleanup(&fs, &options.dir).await;
+            result?;
+        }
+        What::Metadata(options) => {
+            let result = metadata::run(config, &options, &mut report).await;
+            cleanup(&fs, &options.dir).await;
+            result?;
+        }
+    }
+    fs.flush().await?;
+    report.finish()
+}
+
+async fn cleanup(fs: &FileSystem, dir: &AbsPath) {
+    if let Err(e) = fs.delete(dir, true).await
+        && e.kind() != forebay_common::ErrorKind::NotFound
+    {
+        eprintln!("forebay: {dir} stays behind: {e}");
+    }
+}

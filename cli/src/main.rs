@@ -13,6 +13,10 @@ use clap::Parser;
 use forebay_common::{Result, config, telemetry};
 use std::process::ExitCode;
 
+/// Frames of up to a few MiB come and go; glibc gives such memory back to the kernel each time and faults it in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {

@@ -18,11 +18,13 @@ mod block;
 mod counters;
 mod file_system;
 mod master;
+mod pieces;
 mod reader;
 mod writer;
 
 pub use block::Source;
 pub use counters::Counters;
 pub use file_system::{CreateOptions, FileSystem, LocalWorker};
+pub use pieces::Pieces;
 pub use reader::FileReader;
 pub use writer::FileWriter;

@@ -8,6 +8,7 @@
 use crate::block::{Connection, LocalBlock, Source, check_piece};
 use crate::counters::add;
 use crate::file_system::Inner;
+use crate::pieces::Pieces;
 use bytes::{Bytes, BytesMut};
 use forebay_common::{AbsPath, BlockId, Error, ErrorKind, Result, err};
 use forebay_proto::data_request::Op;
@@ -19,23 +20,23 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 /// Bytes of one streamed request.
-const REQUEST_BYTES: u64 = 2 << 20;
+pub(crate) const REQUEST_BYTES: u64 = 2 << 20;
 /// Bytes that `next_bytes` returns at most.
-const PIECE_BYTES: usize = 1 << 20;
+pub(crate) const PIECE_BYTES: usize = 1 << 20;
 /// Bytes that one request of `load` asks for.
 const LOAD_BYTES: u64 = 16 << 20;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-struct Located {
-    blocks: Vec<BlockInfo>,
-    workers: HashMap<u64, (WorkerAddress, Bytes)>,
+pub(crate) struct Located {
+    pub blocks: Vec<BlockInfo>,
+    pub workers: HashMap<u64, (WorkerAddress, Bytes)>,
 }
 
 /// An open file. Reads through a shared reference may run at the same time.
 pub struct FileReader {
-    inner: Arc<Inner>,
-    path: AbsPath,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) path: AbsPath,
     status: FileStatus,
     located: RwLock<Arc<Located>>,
     local: Vec<RwLock<Option<Arc<LocalBlock>>>>,
@@ -46,14 +47,6 @@ pub struct FileReader {
 struct Sequential {
     position: u64,
     filled_to: u64,
-}
-
-/// A range asked for and not read yet.
-struct Ahead {
-    block: usize,
-    range: Range<u64>,
-    answers: crate::block::Answers,
-    source: Source,
 }
 
 fn locate(answer: &mut OpenResponse) -> Located {
@@ -80,12 +73,12 @@ impl FileReader {
         &self.status
     }
 
-    fn located(&self) -> Arc<Located> {
+    pub(crate) fn located(&self) -> Arc<Located> {
         self.located.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     /// Block number and range within it, for as much of `offset..offset + length` as lies in one block.
-    fn within_block(&self, offset: u64, length: usize) -> (usize, Range<u64>) {
+    pub(crate) fn within_block(&self, offset: u64, length: usize) -> (usize, Range<u64>) {
         let block = offset / self.status.block_size_bytes;
         let start = offset - block * self.status.block_size_bytes;
         let end = (start + length as u64).min(self.status.block_size_bytes).min(self.status.length - block * self.status.block_size_bytes);
@@ -160,54 +153,18 @@ impl FileReader {
         *self.sequential.lock().unwrap_or_else(|e| e.into_inner()) = Sequential { position, filled_to: position };
     }
 
-    /// Sends the whole file, or a range of it, to `each` in order. The fastest way to all bytes: streamed blocks are asked
-    /// for ahead, mapped ones are handed out without a copy.
-    pub async fn copy_to(&self, range: Range<u64>, mut each: impl AsyncFnMut(Bytes) -> Result<()>) -> Result<()> {
-        let end = range.end.min(self.status.length);
-        let mut position = range.start;
-        let mut ahead: VecDeque<Ahead> = VecDeque::new();
-        let mut asked_to = position;
-        while position < end {
-            let (block, _) = self.within_block(position, 1);
-            if self.held(block).is_none() && ahead.front().is_none() {
-                let (_, first) = self.within_block(position, PIECE_BYTES.min((end - position) as usize));
-                let _ = self.make_present(block, first.clone(), first).await;
-                asked_to = position;
-            }
-            if self.held(block).is_some() {
-                let (_, range) = self.within_block(position, PIECE_BYTES.min((end - position) as usize));
-                self.fill_ahead(position, (range.end - range.start) as usize).await;
-                let bytes = self.slice(position, (range.end - range.start) as usize).await?;
-                position += bytes.len() as u64;
-                each(bytes).await?;
-                continue;
-            }
-            while asked_to < end && asked_to - position < self.inner.config.readahead.as_u64() {
-                let (block, range) = self.within_block(asked_to, REQUEST_BYTES.min(end - asked_to) as usize);
-                match self.ask_ahead(block, range.clone()).await {
-                    Some(request) => ahead.push_back(request),
-                    None => break,
-                }
-                asked_to += range.end - range.start;
-            }
-            match ahead.pop_front() {
-                Some(request) => {
-                    let taken = self.take_ahead(request, &mut each).await?;
-                    position += taken.0;
-                    if !taken.1 {
-                        ahead.clear();
-                        asked_to = position;
-                        position += self.one_piece(position, end, &mut each).await?;
-                        asked_to = asked_to.max(position);
-                    }
-                }
-                None => {
-                    position += self.one_piece(position, end, &mut each).await?;
-                    asked_to = asked_to.max(position);
-                }
-            }
-        }
-        Ok(())
+    /// The bytes of a range in order, piece by piece: the fastest way to all bytes. Streamed blocks are asked for ahead,
+    /// mapped ones are handed out without a copy.
+    pub fn pieces(&self, range: Range<u64>) -> Pieces<'_> {
+        Pieces::new(self, range)
+    }
+
+    /// A duplicate of the granted descriptor of a block that is whole on this machine; `None` where it is not. For those
+    /// who read by themselves (FUSE passthrough, the bench's reference); such reads are counted by nobody.
+    pub async fn descriptor(&self, block: usize) -> Option<std::os::fd::OwnedFd> {
+        let length = self.located().blocks.get(block)?.length;
+        self.make_present(block, 0..length, 0..length).await.ok()?;
+        self.held(block)?.descriptor().try_clone_to_owned().ok()
     }
 
     /// Has every block of the file cached, on the worker that the master names first for it; `each` is told of bytes as
@@ -236,55 +193,14 @@ impl FileReader {
         Ok(())
     }
 
-    async fn one_piece(&self, position: u64, end: u64, each: &mut impl AsyncFnMut(Bytes) -> Result<()>) -> Result<u64> {
-        if position >= end {
-            return Ok(0);
-        }
-        let bytes = self.slice(position, PIECE_BYTES.min((end - position) as usize)).await?;
-        let length = bytes.len() as u64;
-        each(bytes).await?;
-        Ok(length)
-    }
-
-    /// Asks the best source for a range without waiting. `None`: ask in the ordinary way.
-    async fn ask_ahead(&self, block: usize, range: Range<u64>) -> Option<Ahead> {
-        let located = self.located();
-        let info = located.blocks.get(block)?;
-        let (address, token) = located.workers.get(&info.locations.first()?.worker_id)?;
-        let (connection, source) = self.stream_connection(address).await.ok()?;
-        let answers = request_range(&connection, token, info.id, range.clone(), self.inner.config.readahead.as_u64()).await.ok()?;
-        Some(Ahead { block, range, answers, source })
-    }
-
-    /// Hands a range on as it arrives: how many bytes came, and whether that was all of them.
-    async fn take_ahead(&self, request: Ahead, each: &mut impl AsyncFnMut(Bytes) -> Result<()>) -> Result<(u64, bool)> {
-        let Ahead { block, range, mut answers, source } = request;
-        let mut at = range.start;
-        while at < range.end {
-            match next_piece(&mut answers, at).await {
-                Ok(bytes) => {
-                    at += bytes.len() as u64;
-                    self.count(source, bytes.len());
-                    each(bytes).await?;
-                }
-                Err(e) if e.kind() == ErrorKind::FileChanged => return Err(e.context(&self.path)),
-                Err(e) => {
-                    tracing::debug!(error = %e, block, "a range asked for ahead did not come");
-                    return Ok((at - range.start, false));
-                }
-            }
-        }
-        Ok((at - range.start, true))
-    }
-
-    fn count(&self, source: Source, bytes: usize) {
+    pub(crate) fn count(&self, source: Source, bytes: usize) {
         match source {
             Source::Descriptor | Source::Domain => add(&self.inner.counters.read_domain, bytes),
             Source::Network => add(&self.inner.counters.read_remote, bytes),
         }
     }
 
-    fn held(&self, block: usize) -> Option<Arc<LocalBlock>> {
+    pub(crate) fn held(&self, block: usize) -> Option<Arc<LocalBlock>> {
         self.local.get(block)?.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
@@ -311,7 +227,7 @@ impl FileReader {
 
     /// Has a block granted if a worker of this machine can, and its missing pages of `now` fetched; those of `ahead` too,
     /// without waiting. Errors: `Unsupported` when the block is to be streamed.
-    async fn make_present(&self, block: usize, now: Range<u64>, ahead: Range<u64>) -> Result<()> {
+    pub(crate) async fn make_present(&self, block: usize, now: Range<u64>, ahead: Range<u64>) -> Result<()> {
         let located = self.located();
         let info = located.blocks.get(block).ok_or_else(|| err!(Internal, "{} has no block {block}", self.path))?;
         // Only where the nearest source is on this machine: a full remote copy beats a fetch from the under store.
@@ -353,7 +269,7 @@ impl FileReader {
     }
 
     /// Has the pages behind a sequential reader's position fetched before it comes to them.
-    async fn fill_ahead(&self, position: u64, length: usize) {
+    pub(crate) async fn fill_ahead(&self, position: u64, length: usize) {
         let window = self.inner.config.readahead.as_u64();
         let (from, to) = {
             let mut sequential = self.sequential.lock().unwrap_or_else(|e| e.into_inner());
@@ -476,7 +392,7 @@ impl FileReader {
     }
 
     /// The Unix socket where the worker is on this machine, else the network.
-    async fn stream_connection(&self, address: &WorkerAddress) -> Result<(Arc<Connection>, Source)> {
+    pub(crate) async fn stream_connection(&self, address: &WorkerAddress) -> Result<(Arc<Connection>, Source)> {
         match self.inner.pool.domain(address).await {
             Ok(connection) => Ok((connection, Source::Domain)),
             Err(_) => Ok((self.inner.pool.network(address).await?, Source::Network)),
@@ -502,14 +418,14 @@ impl FileReader {
     }
 }
 
-async fn request_range(connection: &Connection, token: &Bytes, block: u64, range: Range<u64>, readahead: u64) -> Result<crate::block::Answers> {
+pub(crate) async fn request_range(connection: &Connection, token: &Bytes, block: u64, range: Range<u64>, readahead: u64) -> Result<crate::block::Answers> {
     let length = range.end - range.start;
     let read = ReadBlock { token: token.clone(), block_id: block, offset: range.start, length, readahead };
     connection.request(Op::ReadBlock(read), &[], 4 + (length >> 16) as usize).await
 }
 
 /// The next piece of a streamed range, checked.
-async fn next_piece(answers: &mut crate::block::Answers, at: u64) -> Result<Bytes> {
+pub(crate) async fn next_piece(answers: &mut crate::block::Answers, at: u64) -> Result<Bytes> {
     let received = answers.next().await?;
     let Answer::ReadData(data) = received.answer else { return Err(err!(Unavailable, "the worker answered something else")) };
     if data.offset != at || received.body.is_empty() {

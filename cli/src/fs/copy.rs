@@ -1,10 +1,9 @@
 //! Moving bytes: cat, tail, cp, put, get, load.
 
 use crate::output::{self, Output, bytes};
-use ::bytes::Bytes;
 use forebay_client::{CreateOptions, FileSystem};
 use forebay_common::error::at;
-use forebay_common::{AbsPath, Result, err};
+use forebay_common::{AbsPath, ErrorKind, Result, err};
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::Write;
@@ -20,23 +19,18 @@ const FILES_AT_ONCE: usize = 8;
 
 pub async fn cat(fs: &FileSystem, path: &AbsPath, offset: u64, length: u64) -> Result<()> {
     let file = fs.open(path).await?;
-    let mut closed = false;
-    let print = async |piece: Bytes| {
-        if closed {
-            return Ok(());
+    let mut pieces = file.pieces(offset..offset.saturating_add(length));
+    let mut out = std::io::stdout().lock();
+    let mut print = async || {
+        while let Some(piece) = pieces.next().await? {
+            out.write_all(&piece).map_err(at("printing"))?;
         }
-        match std::io::stdout().lock().write_all(&piece) {
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {
-                closed = true;
-                Ok(())
-            }
-            other => other.map_err(at("printing")),
-        }
+        out.flush().map_err(at("printing"))
     };
-    file.copy_to(offset..offset.saturating_add(length), print).await?;
-    match std::io::stdout().lock().flush() {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(at("printing")(e)),
-        _ => Ok(()),
+    match print().await {
+        // `forebay fs cat … | head` has read enough.
+        Err(e) if e.kind() == ErrorKind::Unavailable && e.message().starts_with("printing") => Ok(()),
+        other => other,
     }
 }
 
@@ -169,12 +163,15 @@ async fn get_one(fs: &FileSystem, source: &AbsPath, target: &Path, force: bool, 
     let temporary = PathBuf::from(temporary);
     let file = fs.open(source).await?;
     let mut out = tokio::fs::File::create(&temporary).await.map_err(at(temporary.display()))?;
-    let copied = file
-        .copy_to(0..u64::MAX, async |piece: Bytes| {
+    let copied = async {
+        let mut pieces = file.pieces(0..u64::MAX);
+        while let Some(piece) = pieces.next().await? {
             bar.inc(piece.len() as u64);
-            out.write_all(&piece).await.map_err(at("writing"))
-        })
-        .await;
+            out.write_all(&piece).await.map_err(at("writing"))?;
+        }
+        Ok(())
+    }
+    .await;
     let flushed = out.flush().await.map_err(at(temporary.display()));
     if let Err(e) = copied.and(flushed) {
         let _ = std::fs::remove_file(&temporary);
@@ -206,11 +203,11 @@ pub async fn cp(fs: &FileSystem, source: &AbsPath, target: &AbsPath, force: bool
         }
         let file = fs.open(&from).await?;
         let mut writer = fs.create(&to, &options).await?;
-        file.copy_to(0..u64::MAX, async |piece: Bytes| {
+        let mut pieces = file.pieces(0..u64::MAX);
+        while let Some(piece) = pieces.next().await? {
             bar.inc(piece.len() as u64);
-            writer.write(&piece).await
-        })
-        .await?;
+            writer.write(&piece).await?;
+        }
         writer.close().await?;
         tally.files += 1;
         tally.bytes += entry.length;

@@ -12,13 +12,14 @@ use forebay_common::{BlockId, Error, Result, checksum, err};
 use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A granted block.
 pub struct LocalBlock {
     header: Header,
+    descriptor: OwnedFd,
     data: Mmap,
     head: Mmap,
     verified: Vec<AtomicU64>,
@@ -60,9 +61,10 @@ impl LocalBlock {
             return Err(err!(Corrupt, "block {} of {} bytes was granted instead of block {block} of {length}", header.block, header.length_bytes));
         }
         let head = map(head, header.file_bytes())?;
+        let descriptor = data.try_clone().map_err(|e| Error::io("granted descriptor", &e))?;
         let data = map(data, usize::try_from(length).map_err(|_| err!(Unsupported, "block of {length} bytes"))?)?;
         let verified = (0..header.chunks().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(LocalBlock { header, data, head, verified, full: false.into(), grant_id, connection })
+        Ok(LocalBlock { header, descriptor, data, head, verified, full: false.into(), grant_id, connection })
     }
 
     #[allow(unsafe_code, reason = "a word of a mapping that another process sets bits in is read as an atomic")]
@@ -154,6 +156,11 @@ impl LocalBlock {
         let range = offset as usize..offset as usize + length;
         assert!(range.end <= self.data.len());
         Ok(Bytes::from_owner(Slice { block: self.clone(), range }))
+    }
+
+    /// The granted data descriptor: read-only, of the whole block file. Only present pages may be read through it.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 
     /// The connection it came by.

@@ -116,6 +116,9 @@ pub fn remove_tree(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], inode:
 
 /// Errors: `Busy` when this file, or one below this folder, is being written: its bytes would arrive under a dead name.
 pub fn check_nothing_open(c: &Context<'_, '_>, found: &Found, path: &AbsPath) -> Result<()> {
+    if !found.inode.folder {
+        return if found.inode.lease_id == 0 { Ok(()) } else { Err(err!(Busy, "{path} cannot be moved or deleted while it is being written")) };
+    }
     for lease in c.txn.leases()? {
         let mut at = InodeId(lease.file_id);
         while at != InodeId::ROOT && at != InodeId(0) {

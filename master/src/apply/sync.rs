@@ -2,13 +2,13 @@
 //!
 //! The look was taken at state `base_index`; rows about anything that changed here since are skipped (and counted in the
 //! reply): a listing that started before a file was created must not remove it, one that started before a deletion
-//! must not bring it back.
+//! must not bring it back, and where a rename is on its way to the store nothing is compared until it has arrived.
 
 use super::context::Context;
 use super::{block, delete};
 use crate::namespace::blocks_for;
 use crate::store::{Cf, Reader, dentry_key};
-use forebay_common::{InodeId, Result, err};
+use forebay_common::{AbsPath, InodeId, Result, err};
 use forebay_proto::journal::{Seen, SyncChildren};
 use forebay_proto::store::Inode;
 
@@ -23,11 +23,20 @@ pub fn children(c: &mut Context<'_, '_>, op: &SyncChildren) -> Result<()> {
     if !parent.folder {
         return Err(err!(NotADirectory, "inode {parent_id} is a file"));
     }
+    let moving = moving_targets(c)?;
+    if !moving.is_empty() {
+        let path = c.txn.path_of(parent_id)?;
+        if moving.iter().any(|(target, ..)| path.starts_with(target)) {
+            c.reply.skipped += (op.seen.len() + op.gone.len()) as u64;
+            return Ok(());
+        }
+    }
+    let is_moving = |name: &[u8]| moving.iter().any(|(_, parent, target)| *parent == op.parent_id && target == name);
     for seen in &op.seen {
-        one(c, op, &parent, seen)?;
+        if is_moving(&seen.name) { c.reply.skipped += 1 } else { one(c, op, &parent, seen)? }
     }
     for name in &op.gone {
-        gone(c, op, parent_id, name)?;
+        if is_moving(name) { c.reply.skipped += 1 } else { gone(c, op, parent_id, name)? }
     }
     if op.all_seen && !parent.children_known {
         // Read again: rows above may have written it.
@@ -36,6 +45,14 @@ pub fn children(c: &mut Context<'_, '_>, op: &SyncChildren) -> Result<()> {
         c.update(place.0, &place.1, &now);
     }
     Ok(())
+}
+
+/// Where renames lead that under stores have not done yet: what lies there is not to be compared with them. Path, parent
+/// and name of each target.
+fn moving_targets(c: &Context<'_, '_>) -> Result<Vec<(AbsPath, u64, Vec<u8>)>> {
+    let pending = c.txn.pending()?;
+    let renames = pending.into_iter().filter(|p| p.kind == "rename");
+    renames.map(|p| Ok((AbsPath::parse(&p.target_path)?, p.target_parent_id, p.target_name.to_vec()))).collect()
 }
 
 fn one(c: &mut Context<'_, '_>, op: &SyncChildren, parent: &Inode, seen: &Seen) -> Result<()> {

@@ -68,9 +68,9 @@ impl Default for Syncer {
     }
 }
 
-/// Whether something seen then is still good.
-fn fresh(at: Option<Instant>, options: &MountOptions) -> bool {
-    at.is_some_and(|at| options.sync_interval.is_none_or(|interval| at.elapsed() < interval))
+/// Whether something seen then is still good for a call that began at `began`: what was looked at since then always is.
+fn fresh(at: Option<Instant>, options: &MountOptions, began: Instant) -> bool {
+    at.is_some_and(|at| at >= began || options.sync_interval.is_none_or(|interval| at.elapsed() < interval))
 }
 
 fn to_seen(e: &UfsEntry) -> Seen {
@@ -116,8 +116,9 @@ impl Syncer {
 
     /// Resolves a path, in step with the under store. Errors: those of the store only where nothing is cached.
     pub async fn resolve(&self, core: &Core, who: &Who, path: &AbsPath) -> Result<Resolved> {
+        let began = Instant::now();
         for _ in 0..ROUNDS_MAX {
-            match self.step(core, who, path)? {
+            match self.step(core, who, path, began)? {
                 Next::Done(resolved) => return Ok(resolved),
                 Next::Look { mount, parent, name, key, known, base_index } => {
                     self.look(core, &mount, parent, &name, &key, known, base_index).await?;
@@ -127,7 +128,7 @@ impl Syncer {
         Err(err!(Busy, "{path} changes faster than it can be looked up"))
     }
 
-    fn step(&self, core: &Core, who: &Who, path: &AbsPath) -> Result<Next> {
+    fn step(&self, core: &Core, who: &Who, path: &AbsPath, began: Instant) -> Result<Next> {
         core.journal.read_barrier()?;
         let view = core.store.view();
         let walk = namespace::walk(&view, path)?;
@@ -136,17 +137,17 @@ impl Syncer {
         let mount = core.soft.mounts.get(&core.store, &core.config, mount_id)?;
         let deepest = walk.deepest();
         let (parent, name, known) = if walk.is_complete() {
-            let listed = walk.chain.len() >= 2 && fresh(self.listed.get(&deepest.parent), &mount.options);
+            let listed = walk.chain.len() >= 2 && fresh(self.listed.get(&deepest.parent), &mount.options, began);
             let own = !deepest.inode.completed || (!deepest.inode.folder && !deepest.inode.persisted);
-            if walk.chain.len() - 1 == depth || own || listed || fresh(self.looked.get(&deepest.id()), &mount.options) {
+            if walk.chain.len() - 1 == depth || own || listed || fresh(self.looked.get(&deepest.id()), &mount.options, began) {
                 return Ok(Next::Done(Resolved { walk, mount: Some(mount) }));
             }
             (deepest.parent, deepest.name.clone(), Some(deepest.id()))
         } else {
             let name = walk.missing[0].clone();
             let parent = deepest.id();
-            let known_absent = (deepest.inode.children_known && fresh(self.listed.get(&parent), &mount.options))
-                || fresh(self.absent.get(&(parent, name.clone())), &mount.options)
+            let known_absent = (deepest.inode.children_known && fresh(self.listed.get(&parent), &mount.options, began))
+                || fresh(self.absent.get(&(parent, name.clone())), &mount.options, began)
                 || view.get(Cf::Tombstone, &dentry_key(parent, &name))?.is_some();
             if !deepest.inode.folder || known_absent {
                 return Ok(Next::Done(Resolved { walk, mount: Some(mount) }));
@@ -238,10 +239,10 @@ impl Syncer {
         let Some(mount) = &resolved.mount else { return Ok(()) };
         let folder = resolved.found(path)?;
         let id = folder.id();
-        if !folder.inode.folder || (folder.inode.children_known && fresh(self.listed.get(&id), &mount.options)) {
+        let at = Instant::now();
+        if !folder.inode.folder || (folder.inode.children_known && fresh(self.listed.get(&id), &mount.options, at)) {
             return Ok(());
         }
-        let at = Instant::now();
         let base_index = crate::apply::read_applied_in(&core.store.view())?.changes;
         LISTINGS.inc();
         let listing = match mount.ufs.list(&resolved.walk.ufs_key(path)).await {

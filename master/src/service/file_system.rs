@@ -151,15 +151,20 @@ impl Service {
             block_count: u32::from(cached),
         };
         let reply = core.change(request.caller.as_ref(), Op::Create(op)).await?;
-        let (path, inode, status) = self.status_by_id(reply.file_id)?;
-        let key = self.key_of(&path)?;
+        let (inode, key) = self.just_made(&path, reply.file_id)?;
+        let status = encode::status(&path, &inode, resolved.mount.as_deref(), &key);
         let target = placement::write_target(core, &who, &inode, resolved.mount.as_deref(), key, &worker, reply.block_ids)?;
         Ok(CreateResponse { status: Some(status), target: Some(target) })
     }
 
-    fn key_of(&self, path: &AbsPath) -> Result<Vec<u8>> {
-        let view = self.0.store.view();
-        Ok(namespace::walk(&view, path)?.ufs_key(path))
+    /// The inode of a path that a command of this caller has just made, and its key below its mount.
+    fn just_made(&self, path: &AbsPath, file_id: u64) -> Result<(Inode, Vec<u8>)> {
+        let walk = namespace::walk(&self.0.store.view(), path)?;
+        let found = walk.found(path)?;
+        if found.inode.id != file_id {
+            return Err(err!(NotFound, "{path} was replaced by somebody else in the meantime"));
+        }
+        Ok((found.inode.clone(), walk.ufs_key(path)))
     }
 
     async fn add_blocks_inner(&self, request: AddBlocksRequest) -> Result<WriteTarget> {

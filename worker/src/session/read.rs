@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes sent in one frame at most.
-const FRAME_BYTES: u64 = 1 << 20;
+const FRAME_BYTES: u64 = 256 << 10;
 
 fn check_range(target: &Target, offset: u64, length: u64) -> Result<()> {
     let end = offset.checked_add(length).filter(|end| *end <= target.header.length_bytes);

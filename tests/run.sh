@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# All tests, called by ./dev test after it has built the binary. --full adds the slow ones.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export FOREBAY_TEST_FULL=0
+[ "${1:-}" = --full ] && FOREBAY_TEST_FULL=1
+bash tests/peers/versitygw.sh >/dev/null
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+cargo fmt --all -- --check
+cargo clippy --release --locked --workspace --all-targets -- -D warnings
+# One test process at a time, and within the heavy suites one test at a time: two cores, real processes.
+status=0
+RUST_TEST_THREADS=${RUST_TEST_THREADS:-2} cargo test --release --locked --workspace --no-fail-fast -- --nocapture 2>&1 | tee "$out" || status=$?
+passed=$(grep -h '^test result' "$out" | awk '{ n += $4 } END { print n + 0 }')
+failed=$(grep -h '^test result' "$out" | awk '{ n += $6 } END { print n + 0 }')
+skipped=$(grep -c '^SKIPPED' "$out" || true)
+grep '^SKIPPED' "$out" || true
+echo "$passed passed, $failed failed, $skipped skipped"
+exit "$status"

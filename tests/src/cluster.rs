@@ -1,0 +1,248 @@
+//! A master and workers as processes of the real binary.
+
+use crate::forebay;
+use forebay_client::FileSystem;
+use forebay_common::AbsPath;
+use forebay_common::config::ClientConfig;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// Settings written into each role's configuration file, `section.key = value` as TOML.
+pub type Settings = Vec<(&'static str, String)>;
+
+/// A running role.
+pub struct Process {
+    child: Child,
+    /// The first line it printed.
+    pub hello: String,
+}
+
+impl Process {
+    /// Starts and waits for the first line. A process that ends first is shown with its log.
+    fn start(mut command: Command, log: &Path) -> Process {
+        let log_file = std::fs::File::options().create(true).append(true).open(log).expect("log");
+        let mut child = command.stdout(Stdio::piped()).stderr(log_file).stdin(Stdio::null()).spawn().expect("spawn");
+        let mut reader = BufReader::new(child.stdout.take().expect("stdout"));
+        let mut hello = String::new();
+        reader.read_line(&mut hello).expect("first line");
+        if hello.is_empty() {
+            let _ = child.wait();
+            panic!("{command:?} ended at once:\n{}", std::fs::read_to_string(log).unwrap_or_default());
+        }
+        std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+        Process { child, hello }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A worker, running or not; its folders outlive its process.
+pub struct Worker {
+    dir: PathBuf,
+    settings: Settings,
+    /// The process, when it runs.
+    pub process: Option<Process>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.process = None;
+        for name in ["mem.ro", "mem"] {
+            let path = self.dir.join(name);
+            while nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        }
+    }
+}
+
+/// A cluster in a temporary folder.
+pub struct Cluster {
+    /// `host:port` of the master.
+    pub address: String,
+    /// The master, when it runs.
+    pub master: Option<Process>,
+    /// The workers.
+    pub workers: Vec<Worker>,
+    settings: Settings,
+    /// Everything it keeps. Dropped last: the workers' mounts are in it.
+    pub dir: tempfile::TempDir,
+}
+
+fn toml(settings: &[(&'static str, String)]) -> String {
+    let mut sections: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (key, value) in settings {
+        let (section, name) = key.split_once('.').expect("section.key");
+        sections.entry(section).or_default().push(format!("{name} = {value}"));
+    }
+    sections.iter().map(|(s, lines)| format!("[{s}]\n{}\n", lines.join("\n"))).collect()
+}
+
+/// A string as TOML.
+pub fn quoted(text: impl std::fmt::Display) -> String {
+    format!("{:?}", text.to_string())
+}
+
+impl Cluster {
+    /// A master and `workers` workers, ready. `settings` go on top of the harness's own.
+    pub async fn start(workers: usize, settings: &[(&'static str, &str)]) -> Cluster {
+        let dir = tempfile::Builder::new().prefix("forebay-test-").tempdir().expect("folder");
+        let settings: Settings = settings.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+        let mut cluster = Cluster { dir, address: "127.0.0.1:0".into(), master: None, workers: Vec::new(), settings };
+        cluster.start_master();
+        for _ in 0..workers {
+            cluster.add_worker(&[]);
+        }
+        let fs = cluster.client().await;
+        crate::eventually("all workers registered", 30, async || fs.report().await.is_ok_and(|r| r.workers.len() == workers)).await;
+        cluster
+    }
+
+    /// Starts the master, on the port it had before if it ran before.
+    pub fn start_master(&mut self) {
+        let port = self.address.rsplit(':').next().expect("port").to_owned();
+        let mut settings: Settings = vec![
+            ("master.data_dir", quoted(self.dir.path().join("master").display())),
+            ("master.rpc_port", port),
+            ("master.web_port", "0".into()),
+        ];
+        settings.extend(self.settings.iter().filter(|(k, _)| !k.starts_with("worker.")).cloned());
+        let config = self.dir.path().join("master.toml");
+        std::fs::write(&config, toml(&settings)).expect("config");
+        let mut command = Command::new(forebay());
+        command.args(["--config", &config.to_string_lossy(), "--log", "info,openraft=error", "master"]);
+        let process = Process::start(command, &self.dir.path().join("master.log"));
+        let address = process.hello.split([' ', ',']).nth(4).expect("address").to_owned();
+        self.address = address;
+        self.master = Some(process);
+    }
+
+    /// `kill -9` of the master, and a start on the same folder and port.
+    pub fn restart_master(&mut self) {
+        self.master.take().expect("running").kill();
+        self.start_master();
+    }
+
+    /// One more worker.
+    pub fn add_worker(&mut self, settings: &[(&'static str, &str)]) -> &mut Worker {
+        let dir = self.dir.path().join(format!("worker-{}", self.workers.len()));
+        std::fs::create_dir_all(&dir).expect("folder");
+        let mut all: Settings = vec![
+            ("worker.data_dir", quoted(dir.display())),
+            ("worker.mem_dir", quoted(dir.join("mem").display())),
+            ("worker.mem_quota", "\"256MiB\"".into()),
+            ("worker.socket_dir", quoted(self.socket_dir().display())),
+            ("worker.data_port", "0".into()),
+            ("worker.web_port", "0".into()),
+            ("worker.heartbeat_interval_ms", "200".into()),
+            ("client.master", quoted(&self.address)),
+        ];
+        all.extend(self.settings.iter().filter(|(k, _)| k.starts_with("worker.")).cloned());
+        all.extend(settings.iter().map(|(k, v)| (*k, (*v).to_owned())));
+        let mut unique: Settings = Vec::new();
+        for (key, value) in all {
+            unique.retain(|(k, _)| *k != key);
+            unique.push((key, value));
+        }
+        self.workers.push(Worker { dir, settings: unique, process: None });
+        self.start_worker(self.workers.len() - 1);
+        self.workers.last_mut().expect("just pushed")
+    }
+
+    /// Starts a worker on its folders.
+    pub fn start_worker(&mut self, i: usize) {
+        let worker = &mut self.workers[i];
+        let config = worker.dir.join("worker.toml");
+        std::fs::write(&config, toml(&worker.settings)).expect("config");
+        let mut command = Command::new(forebay());
+        command.args(["--config", &config.to_string_lossy(), "--log", "info", "worker"]);
+        worker.process = Some(Process::start(command, &worker.dir.join("worker.log")));
+    }
+
+    /// `kill -9`.
+    pub fn kill_worker(&mut self, i: usize) {
+        self.workers[i].process.take().expect("running").kill();
+    }
+
+    /// Where the workers' sockets are.
+    pub fn socket_dir(&self) -> PathBuf {
+        self.dir.path().join("sockets")
+    }
+
+    /// A client's configuration.
+    pub fn client_config(&self) -> ClientConfig {
+        ClientConfig { master: self.address.clone(), socket_dir: self.socket_dir(), ..ClientConfig::default() }
+    }
+
+    /// A client.
+    pub async fn client(&self) -> FileSystem {
+        FileSystem::connect(&self.client_config()).await.expect("client")
+    }
+
+    /// A client that does not use short circuit.
+    pub async fn network_client(&self) -> FileSystem {
+        FileSystem::connect(&ClientConfig { short_circuit: false, ..self.client_config() }).await.expect("client")
+    }
+
+    /// Runs a command of the binary against this cluster.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(forebay())
+            .args(["--master", &self.address])
+            .args(arguments)
+            .env("FOREBAY_CLIENT__SOCKET_DIR", self.socket_dir())
+            .env("FOREBAY_CONFIG", "/nonexistent")
+            .output()
+            .expect("run")
+    }
+
+    /// Runs a command that must succeed, and returns what it printed.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Its JSON.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.ok(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {text}"))
+    }
+
+    /// One of the cluster's metrics.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let report = self.client().await.report().await.expect("report");
+        report.metrics.iter().find(|m| m.name == name).map_or(0, |m| m.value)
+    }
+
+    /// A mount of a folder of this test on a path.
+    pub async fn mount_folder(&self, path: &str, options: &[(&str, &str)]) -> PathBuf {
+        let folder = self.dir.path().join(format!("under{}", path.replace('/', "-")));
+        std::fs::create_dir_all(&folder).expect("folder");
+        let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let uri = format!("file://{}", folder.display());
+        self.client().await.mount(&p(path), &uri, false, options).await.expect("mount");
+        folder
+    }
+}
+
+/// A path of the namespace.
+pub fn p(raw: &str) -> AbsPath {
+    raw.parse().expect("path")
+}

@@ -1,0 +1,198 @@
+//! One behaviour suite, run through each way in: short circuit, network, and the commands.
+
+use forebay_client::{CreateOptions, FileSystem};
+use forebay_common::ErrorKind;
+use forebay_tests::cluster::p;
+use forebay_tests::{Cluster, pattern};
+
+async fn write(fs: &FileSystem, path: &str, bytes: &[u8], options: CreateOptions) {
+    let mut file = fs.create(&p(path), &options).await.expect("create");
+    for piece in bytes.chunks(300_000) {
+        file.write(piece).await.expect("write");
+    }
+    let status = file.close().await.expect("close");
+    assert_eq!(status.length, bytes.len() as u64);
+    assert!(status.completed);
+}
+
+async fn read_all(fs: &FileSystem, path: &str) -> Vec<u8> {
+    let file = fs.open(&p(path)).await.expect("open");
+    let mut out = Vec::new();
+    let mut pieces = file.pieces(0..u64::MAX);
+    while let Some(piece) = pieces.next().await.expect("read") {
+        out.extend_from_slice(&piece);
+    }
+    out
+}
+
+/// (S-1) What was written is read back, by every kind of read, whatever the sizes of blocks, pages and pieces.
+async fn bytes_come_back(fs: &FileSystem, dir: &str) {
+    for (i, (length, block)) in [(0, 0), (1, 0), (65_536, 65_536), (65_537, 65_536), (3_000_000, 1 << 20), (5_000_001, 200_000)].into_iter().enumerate() {
+        for write_type in ["through", "cache_only", "ufs_only"] {
+            let path = format!("{dir}/f{i}-{write_type}");
+            let bytes = pattern(i as u64, 0, length);
+            write(fs, &path, &bytes, CreateOptions { block_size_bytes: block, write_type: write_type.into(), recursive: true, ..Default::default() }).await;
+            assert!(read_all(fs, &path).await == bytes, "{path} comes back whole");
+            let file = fs.open(&p(&path)).await.expect("open");
+            for (offset, want) in [(0usize, 10usize), (length / 2, 70_000), (length.saturating_sub(5), 10), (length, 10), (65_530.min(length), 12)] {
+                let mut out = vec![0; want];
+                let got = file.read_at(offset as u64, &mut out).await.expect("read_at");
+                let end = length.min(offset + want);
+                assert_eq!(got, end - offset.min(end), "{path} at {offset}");
+                assert!(out[..got] == bytes[offset.min(end)..end], "{path} at {offset}");
+                assert!(file.slice(offset as u64, want).await.expect("slice")[..] == bytes[offset.min(end)..end]);
+            }
+        }
+    }
+}
+
+/// (S-2) Names: what exists, what does not, and what is refused, each with the right kind of error.
+async fn names(fs: &FileSystem, dir: &str) {
+    let at = |name: &str| p(&format!("{dir}/{name}"));
+    fs.mkdir(&at("a/b/c"), true, false).await.expect("mkdir -p");
+    assert_eq!(fs.mkdir(&at("a"), false, false).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(fs.mkdir(&at("x/y"), false, false).await.unwrap_err().kind(), ErrorKind::NotFound);
+    fs.touch(&at("a/f"), &CreateOptions::default()).await.expect("touch");
+    assert_eq!(fs.touch(&at("a/f"), &CreateOptions::default()).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(fs.get_status(&at("a/f/g")).await.unwrap_err().kind(), ErrorKind::NotADirectory);
+    assert_eq!(fs.open(&at("a")).await.map(drop).unwrap_err().kind(), ErrorKind::IsADirectory);
+    assert_eq!(fs.open(&at("none")).await.map(drop).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(fs.delete(&at("a"), false).await.unwrap_err().kind(), ErrorKind::NotEmpty);
+    fs.rename(&at("a/f"), &at("a/b/g"), false).await.expect("rename");
+    assert!(!fs.exists(&at("a/f")).await.unwrap() && fs.exists(&at("a/b/g")).await.unwrap());
+    assert_eq!(fs.rename(&at("a"), &at("a/b/in"), false).await.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    fs.rename(&at("a"), &at("moved"), false).await.expect("rename a folder");
+    let names: Vec<String> = fs.list(&at("moved"), true).await.unwrap().iter().map(|e| String::from_utf8_lossy(&e.path).replace(dir, "")).collect();
+    assert_eq!(names, ["/moved/b", "/moved/b/c", "/moved/b/g"]);
+    write(fs, &format!("{dir}/moved/b/g2"), b"two", CreateOptions::default()).await;
+    assert_eq!(fs.rename(&at("moved/b/g2"), &at("moved/b/g"), false).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    fs.rename(&at("moved/b/g2"), &at("moved/b/g"), true).await.expect("rename over");
+    assert_eq!(read_all(fs, &format!("{dir}/moved/b/g")).await, b"two");
+    write(fs, &format!("{dir}/moved/b/g"), b"three!", CreateOptions { overwrite: true, ..Default::default() }).await;
+    assert_eq!(read_all(fs, &format!("{dir}/moved/b/g")).await, b"three!");
+    fs.delete(&at("moved"), true).await.expect("rm -R");
+    assert!(!fs.exists(&at("moved/b/g")).await.unwrap());
+}
+
+/// (S-3) A file that is being written has no bytes for others, and an abandoned one leaves nothing.
+async fn unfinished(fs: &FileSystem, dir: &str) {
+    let path = p(&format!("{dir}/unfinished"));
+    let mut file = fs.create(&path, &CreateOptions::default()).await.expect("create");
+    file.write(&[1; 100_000]).await.expect("write");
+    assert_eq!(fs.delete(&path, false).await.unwrap_err().kind(), ErrorKind::Busy);
+    file.abort().await;
+    assert!(!fs.exists(&path).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn through_short_circuit_and_network() {
+    let cluster = Cluster::start(1, &[("client.call_timeout_ms", "3000")]).await;
+    for (way, dir) in [(cluster.client().await, "/local"), (cluster.network_client().await, "/network")] {
+        bytes_come_back(&way, dir).await;
+        names(&way, dir).await;
+        let quick = forebay_common::config::ClientConfig { call_timeout_ms: 300, ..cluster.client_config() };
+        unfinished(&FileSystem::connect(&quick).await.unwrap(), dir).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn through_the_commands() {
+    let cluster = Cluster::start(1, &[]).await;
+    let local = cluster.dir.path().join("in");
+    std::fs::create_dir_all(local.join("sub")).unwrap();
+    let bytes = pattern(9, 0, 300_000);
+    std::fs::write(local.join("sub/file"), &bytes).unwrap();
+    std::fs::write(local.join("empty"), "").unwrap();
+    cluster.ok(&["fs", "put", &local.to_string_lossy(), "/d"]);
+    let out = cluster.dir.path().join("out");
+    cluster.ok(&["fs", "get", "/d", &out.to_string_lossy()]);
+    assert!(std::fs::read(out.join("sub/file")).unwrap() == bytes && std::fs::read(out.join("empty")).unwrap().is_empty());
+    assert_eq!(cluster.run(&["fs", "cat", "/d/sub/file", "--offset", "7", "--length", "11"]).stdout, bytes[7..18]);
+    assert_eq!(cluster.run(&["fs", "head", "-c", "5", "/d/sub/file"]).stdout, bytes[..5]);
+    assert_eq!(cluster.run(&["fs", "tail", "-c", "5", "/d/sub/file"]).stdout, bytes[bytes.len() - 5..]);
+    cluster.ok(&["fs", "cp", "/d", "/copy"]);
+    cluster.ok(&["fs", "mv", "/copy/sub/file", "/copy/moved"]);
+    assert_eq!(cluster.json(&["fs", "count", "/copy"]), serde_json::json!({ "folders": 2, "files": 2, "bytes": 300_000 }));
+    let stat = cluster.json(&["fs", "stat", "/copy/moved"]);
+    for key in [
+        "path", "file_id", "length", "block_size_bytes", "folder", "completed", "persisted", "pinned", "ttl_ms", "owner", "group", "mode", "ufs_path",
+        "cached_percent", "mem_percent", "blocks",
+    ] {
+        assert!(!stat[key].is_null(), "{key} in {stat}");
+    }
+    assert_eq!((&stat["length"], &stat["cached_percent"]), (&300_000.into(), &100.into()));
+    let block = &stat["blocks"][0];
+    assert!(["id", "offset", "length"].iter().all(|k| block[k].is_u64()) && block["locations"][0]["cached_bytes"] == 300_000, "{block}");
+    let capacity = cluster.json(&["fsadmin", "report", "capacity"]);
+    assert!(capacity["tiers"]["MEM"]["total_bytes"].is_u64() && capacity["workers"][0]["last_heartbeat_ms"].is_u64(), "{capacity}");
+    for (arguments, code) in [
+        (&["fs", "test", "-d", "/d"][..], 0),
+        (&["fs", "test", "-f", "/d"], 1),
+        (&["fs", "test", "-e", "/none"], 1),
+        (&["fs", "test", "-z", "/d/empty"], 0),
+        (&["fs", "stat", "/none"], 1),
+        (&["fs", "nonsense"], 2),
+        (&["fs", "cat", "relative"], 1),
+        (&["mount", "/mnt"], 1),
+    ] {
+        assert_eq!(cluster.run(arguments).status.code(), Some(code), "{arguments:?}");
+    }
+    cluster.ok(&["fs", "touch", "/t"]);
+    cluster.ok(&["fs", "touch", "/t"]);
+    cluster.ok(&["fs", "rm", "-R", "/d", "/copy", "/t"]);
+    assert_eq!(cluster.json(&["fs", "ls", "/"]), serde_json::json!([]));
+    assert!(cluster.ok(&["fsadmin", "doctor"]).contains("passed descriptor"));
+    assert!(cluster.ok(&["config", "show"]).contains("master.rpc_port"));
+    for kind in ["summary", "capacity", "metrics", "ufs"] {
+        cluster.ok(&["fsadmin", "report", kind]);
+    }
+}
+
+/// (S-4) Permissions are checked in the namespace and hold on the data path by the token.
+#[tokio::test(flavor = "multi_thread")]
+async fn permissions() {
+    let cluster = Cluster::start(1, &[]).await;
+    let root = cluster.client().await;
+    let as_user = |user: &str| forebay_common::config::ClientConfig { user: user.into(), ..cluster.client_config() };
+    let nobody = FileSystem::connect(&as_user("nobody")).await.unwrap();
+    assert_eq!(nobody.mkdir(&p("/mine"), false, false).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    write(&root, "/secret", b"s", CreateOptions { mode: 0o600, ..Default::default() }).await;
+    assert_eq!(nobody.open(&p("/secret")).await.map(drop).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    let mode = |mode| forebay_proto::SetAttributesRequest { mode: Some(mode), ..Default::default() };
+    assert_eq!(nobody.set_attributes(&p("/secret"), mode(0o777)).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    root.set_attributes(&p("/secret"), mode(0o604)).await.unwrap();
+    assert_eq!(read_all(&nobody, "/secret").await, b"s");
+    assert_eq!(nobody.delete(&p("/secret"), false).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert_eq!(nobody.mount(&p("/m"), "file:///tmp", false, Default::default()).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert!(FileSystem::connect(&as_user("")).await.is_ok());
+}
+
+/// (S-5) A written-through file is in the under store, whole, when its writer is told so; deletions and renames follow
+/// there before they are acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn under_store_follows() {
+    let cluster = Cluster::start(1, &[]).await;
+    let fs = cluster.client().await;
+    let folder = cluster.mount_folder("/m", &[("sync_interval_ms", "0")]).await;
+    write(&fs, "/m/a/f", b"hello", CreateOptions { recursive: true, ..Default::default() }).await;
+    assert_eq!(std::fs::read(folder.join("a/f")).unwrap(), b"hello");
+    fs.rename(&p("/m/a"), &p("/m/b"), false).await.unwrap();
+    assert!(!folder.join("a").exists() && folder.join("b/f").exists());
+    fs.rename(&p("/m/b/f"), &p("/m/b/g"), false).await.unwrap();
+    assert_eq!(read_all(&fs, "/m/b/g").await, b"hello");
+    fs.delete(&p("/m/b"), true).await.unwrap();
+    assert!(!folder.join("b").exists() && !fs.exists(&p("/m/b/g")).await.unwrap());
+    // What appears, changes and vanishes there shows here.
+    std::fs::write(folder.join("new"), "1").unwrap();
+    assert_eq!(read_all(&fs, "/m/new").await, b"1");
+    std::fs::write(folder.join("new"), "22").unwrap();
+    assert_eq!(read_all(&fs, "/m/new").await, b"22");
+    assert_eq!(fs.list(&p("/m"), false).await.unwrap().len(), 1);
+    std::fs::remove_file(folder.join("new")).unwrap();
+    assert!(!fs.exists(&p("/m/new")).await.unwrap());
+    assert!(fs.list(&p("/m"), false).await.unwrap().is_empty());
+    let mounts = cluster.ok(&["fs", "mount"]);
+    assert!(mounts.contains("/m") && mounts.contains("file://"), "{mounts}");
+    cluster.ok(&["fs", "unmount", "/m"]);
+    assert!(!fs.exists(&p("/m")).await.unwrap() && folder.exists());
+}
