@@ -55,7 +55,10 @@ impl Report {
         if self.json {
             return Ok(());
         }
-        println!("{:<44} {:>12} {:<8} {:>12} {:>6}  {:>9} {:>9} {:>8}  REFERENCE IS", "FIGURE", "VALUE", "UNIT", "REFERENCE", "RATIO", "P50 µs", "P99 µs", "CPU/GiB");
+        println!(
+            "{:<44} {:>12} {:<8} {:>12} {:>6}  {:>9} {:>9} {:>8}  REFERENCE IS",
+            "FIGURE", "VALUE", "UNIT", "REFERENCE", "RATIO", "P50 µs", "P99 µs", "CPU/GiB"
+        );
         for f in &self.figures {
             let show = |v: Option<f64>, digits: usize| v.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
             println!(

@@ -1,8 +1,8 @@
 //! `bench metadata`: many clients, each with a connection of its own, on one thread.
 
 use crate::figure::{Figure, Report, Times};
-use crate::{MetadataOptions, references};
 use crate::raw::RawClient;
+use crate::{MetadataOptions, references};
 use forebay_client::FileSystem;
 use forebay_common::config::ClientConfig;
 use forebay_common::{AbsPath, Result, err};

@@ -33,7 +33,12 @@ impl RawClient {
 
     /// Creates an entry; its file id and lease.
     pub async fn create(&self, path: &AbsPath) -> Result<(u64, u64)> {
-        let request = CreateRequest { caller: self.caller(), path: path.as_bytes().to_vec().into(), write_type: "cache_only".into(), ..CreateRequest::default() };
+        let request = CreateRequest {
+            caller: self.caller(),
+            path: path.as_bytes().to_vec().into(),
+            write_type: "cache_only".into(),
+            ..CreateRequest::default()
+        };
         let created = self.files.clone().create(request).await.map_err(|s| from_status(&s))?.into_inner();
         let target = created.target.ok_or_else(|| err!(Internal, "a creation without a target"))?;
         Ok((target.file_id, target.lease_id))

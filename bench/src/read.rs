@@ -208,7 +208,9 @@ async fn cold(fs: &FileSystem, options: &ReadOptions, path: &AbsPath, report: &m
     let parsed: BTreeMap<String, String> = options
         .ufs_options
         .iter()
-        .map(|o| o.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).ok_or_else(|| err!(InvalidArgument, "--ufs-option {o:?}: write KEY=VALUE")))
+        .map(|o| {
+            o.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).ok_or_else(|| err!(InvalidArgument, "--ufs-option {o:?}: write KEY=VALUE"))
+        })
         .collect::<Result<_>>()?;
     let (parent, name) = status.ufs_path.rsplit_once('/').ok_or_else(|| err!(InvalidArgument, "{path} is in no under store"))?;
     let store = UnderStore::open(&UfsUri::parse(parent)?, &parsed)?;
@@ -244,7 +246,14 @@ async fn cold(fs: &FileSystem, options: &ReadOptions, path: &AbsPath, report: &m
         }
         ours.push(got as f64 / MIB / started.elapsed().as_secs_f64());
     }
-    report.add(rate("cold read, cached on the way", median(ours), Some(median(direct)), "the same object straight from its store", status.length, None))
+    report.add(rate(
+        "cold read, cached on the way",
+        median(ours),
+        Some(median(direct)),
+        "the same object straight from its store",
+        status.length,
+        None,
+    ))
 }
 
 /// Workers drop freed blocks at their next heartbeat.

@@ -129,7 +129,8 @@ pub fn descriptor_round_trips(count: usize) -> Result<Times> {
         let mut space = nix::cmsg_space!([RawFd; 2]);
         let received = {
             let mut parts = [IoSliceMut::new(&mut answer)];
-            let message = recvmsg::<()>(ours.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).map_err(|e| forebay_common::Error::io("recvmsg", &e.into()))?;
+            let message = recvmsg::<()>(ours.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
+                .map_err(|e| forebay_common::Error::io("recvmsg", &e.into()))?;
             let control: Vec<_> = message.cmsgs().map_err(|e| forebay_common::Error::io("recvmsg", &e.into()))?.collect();
             control
         };

@@ -57,7 +57,9 @@ pub async fn run(fs: &FileSystem, config: &ClientConfig, output: Output) -> Resu
         Verdict::Fail => "FAIL",
     };
     let json: Vec<_> = found.0.iter().map(|f| json!({ "verdict": word(f.verdict).to_lowercase(), "check": f.check, "detail": f.detail })).collect();
-    output.show(&json!(json), || output::table(&[], &[], found.0.iter().map(|f| vec![word(f.verdict).to_owned(), f.check.clone(), f.detail.clone()])))?;
+    output.show(&json!(json), || {
+        output::table(&[], &[], found.0.iter().map(|f| vec![word(f.verdict).to_owned(), f.check.clone(), f.detail.clone()]))
+    })?;
     let failed = found.0.iter().any(|f| f.verdict == Verdict::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -65,7 +67,11 @@ pub async fn run(fs: &FileSystem, config: &ClientConfig, output: Output) -> Resu
 async fn check_master(fs: &FileSystem, config: &ClientConfig, found: &mut Findings) -> bool {
     match fs.ping().await {
         Ok((answer, took)) => {
-            found.add(Verdict::Ok, "master", format!("{} answers in {} µs, version {}, {}", config.master, took.as_micros(), answer.version, answer.state));
+            found.add(
+                Verdict::Ok,
+                "master",
+                format!("{} answers in {} µs, version {}, {}", config.master, took.as_micros(), answer.version, answer.state),
+            );
             let skew = answer.now_ms as i64 - clock::now_ms() as i64;
             let verdict = if skew.abs() > SKEW_WARN_MS { Verdict::Warn } else { Verdict::Ok };
             found.add(verdict, "clock of the master", format!("{skew} ms ahead of this machine's"));
@@ -114,15 +120,28 @@ async fn check_short_circuit(fs: &FileSystem, config: &ClientConfig, report: &Re
             }
         }
         let why = if why.is_empty() { "no worker is live".to_owned() } else { why.join("; ") };
-        return found.add(Verdict::Warn, CHECK, format!("no worker's socket in {} answers here, so reads go over the network ({why})", config.socket_dir.display()));
+        return found.add(
+            Verdict::Warn,
+            CHECK,
+            format!("no worker's socket in {} answers here, so reads go over the network ({why})", config.socket_dir.display()),
+        );
     }
     match try_descriptor(fs).await {
-        Ok(()) => found.add(Verdict::Ok, CHECK, format!("a test file was read through a passed descriptor; {} worker(s) on this machine", local.len())),
+        Ok(()) => {
+            found.add(Verdict::Ok, CHECK, format!("a test file was read through a passed descriptor; {} worker(s) on this machine", local.len()))
+        }
         Err(e) => found.add(Verdict::Warn, CHECK, format!("a worker's socket answers, and a test read did not go through a descriptor: {e}")),
     }
     for worker in local {
         if !worker.read_only_mount {
-            found.add(Verdict::Warn, CHECK, format!("worker {:016x} has no read-only mount of its tier: a client of its own user could re-open a descriptor for writing", worker.id.get()));
+            found.add(
+                Verdict::Warn,
+                CHECK,
+                format!(
+                    "worker {:016x} has no read-only mount of its tier: a client of its own user could re-open a descriptor for writing",
+                    worker.id.get()
+                ),
+            );
         }
     }
 }
@@ -167,5 +186,9 @@ fn check_disk(report: &ReportResponse, found: &mut Findings) {
     let used = report.data_dir_total_bytes.saturating_sub(report.data_dir_free_bytes);
     let share = percent(used, report.data_dir_total_bytes);
     let verdict = if share >= DISK_WARN_PERCENT { Verdict::Warn } else { Verdict::Ok };
-    found.add(verdict, "disk of the master", format!("{} free of {} ({share}% used)", bytes(report.data_dir_free_bytes), bytes(report.data_dir_total_bytes)));
+    found.add(
+        verdict,
+        "disk of the master",
+        format!("{} free of {} ({share}% used)", bytes(report.data_dir_free_bytes), bytes(report.data_dir_total_bytes)),
+    );
 }

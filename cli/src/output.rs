@@ -25,7 +25,8 @@ impl Output {
             return ProgressBar::hidden();
         }
         let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("{msg:20!} [{bar:30}] {binary_bytes:>11} of {binary_total_bytes:<11} {binary_bytes_per_sec:>13} {eta:>5}");
+        let style =
+            ProgressStyle::with_template("{msg:20!} [{bar:30}] {binary_bytes:>11} of {binary_total_bytes:<11} {binary_bytes_per_sec:>13} {eta:>5}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
         bar.set_message(what.to_owned());
         bar
@@ -81,7 +82,7 @@ pub fn time(ms: u64) -> String {
 
 /// A share in percent; nothing of nothing is all of it.
 pub fn percent(part: u64, whole: u64) -> u64 {
-    if whole == 0 { 100 } else { part.saturating_mul(100) / whole }
+    part.saturating_mul(100).checked_div(whole).unwrap_or(100)
 }
 
 #[cfg(test)]

@@ -102,7 +102,9 @@ fn capacity(report: &ReportResponse, output: Output) -> Result<()> {
 
 fn metrics(report: &ReportResponse, output: Output) -> Result<()> {
     let map: Map<String, Value> = report.metrics.iter().map(|m| (m.name.clone(), m.value.into())).collect();
-    output.show(&Value::Object(map), || output::table(&["METRIC", "VALUE"], &[1], report.metrics.iter().map(|m| vec![m.name.clone(), m.value.to_string()])))
+    output.show(&Value::Object(map), || {
+        output::table(&["METRIC", "VALUE"], &[1], report.metrics.iter().map(|m| vec![m.name.clone(), m.value.to_string()]))
+    })
 }
 
 fn ufs(report: &ReportResponse, output: Output) -> Result<()> {
@@ -113,9 +115,19 @@ fn ufs(report: &ReportResponse, output: Output) -> Result<()> {
         .map(|u| json!({ "path": path(&u.path), "uri": u.uri, "read_only": u.read_only, "reachable": u.reachable, "error": u.error, "unshown_objects": u.unshown_objects }))
         .collect();
     output.show(&json!(json), || {
-        output::table(&["PATH", "UNDER STORE", "MODE", "STATE", "NOT SHOWN"], &[4], report.ufs.iter().map(|u| {
-            let state = if u.reachable { "reachable".to_owned() } else { u.error.clone() };
-            vec![path(&u.path), u.uri.clone(), if u.read_only { "read-only" } else { "read-write" }.to_owned(), state, u.unshown_objects.to_string()]
-        }))
+        output::table(
+            &["PATH", "UNDER STORE", "MODE", "STATE", "NOT SHOWN"],
+            &[4],
+            report.ufs.iter().map(|u| {
+                let state = if u.reachable { "reachable".to_owned() } else { u.error.clone() };
+                vec![
+                    path(&u.path),
+                    u.uri.clone(),
+                    if u.read_only { "read-only" } else { "read-write" }.to_owned(),
+                    state,
+                    u.unshown_objects.to_string(),
+                ]
+            }),
+        )
     })
 }

@@ -93,7 +93,9 @@ impl FileSystem {
     pub async fn local_workers(&self) -> Vec<LocalWorker> {
         self.inner.pool.local_workers().await;
         let hellos = self.inner.pool.hellos().await.into_iter().filter(|(_, domain)| *domain);
-        hellos.map(|(h, _)| LocalWorker { id: WorkerId(h.worker_id), read_only_mount: h.grants_read_only_mount, huge_pages: h.mem_huge_pages }).collect()
+        hellos
+            .map(|(h, _)| LocalWorker { id: WorkerId(h.worker_id), read_only_mount: h.grants_read_only_mount, huge_pages: h.mem_huge_pages })
+            .collect()
     }
 
     /// Attributes of a file or folder.

@@ -51,7 +51,8 @@ struct Sequential {
 
 fn locate(answer: &mut OpenResponse) -> Located {
     let blocks = std::mem::take(&mut answer.blocks);
-    let workers = std::mem::take(&mut answer.workers).into_iter().filter_map(|w| Some((w.address.as_ref()?.worker_id, (w.address?, w.token)))).collect();
+    let workers =
+        std::mem::take(&mut answer.workers).into_iter().filter_map(|w| Some((w.address.as_ref()?.worker_id, (w.address?, w.token)))).collect();
     Located { blocks, workers }
 }
 
@@ -376,8 +377,10 @@ impl FileReader {
         match last {
             None => Err(self.nowhere(block)),
             Some(e) => {
-                let retryable = e.is_retryable() || info.locations.is_empty() || e.kind() == ErrorKind::NotFound || e.kind() == ErrorKind::Unauthenticated;
-                Err(Error::new(e.kind(), format!("block {block} of {}: every source failed: {}", self.path, tried.join("; "))).with_retryable(retryable))
+                let retryable =
+                    e.is_retryable() || info.locations.is_empty() || e.kind() == ErrorKind::NotFound || e.kind() == ErrorKind::Unauthenticated;
+                Err(Error::new(e.kind(), format!("block {block} of {}: every source failed: {}", self.path, tried.join("; ")))
+                    .with_retryable(retryable))
             }
         }
     }
@@ -418,7 +421,13 @@ impl FileReader {
     }
 }
 
-pub(crate) async fn request_range(connection: &Connection, token: &Bytes, block: u64, range: Range<u64>, readahead: u64) -> Result<crate::block::Answers> {
+pub(crate) async fn request_range(
+    connection: &Connection,
+    token: &Bytes,
+    block: u64,
+    range: Range<u64>,
+    readahead: u64,
+) -> Result<crate::block::Answers> {
     let length = range.end - range.start;
     let read = ReadBlock { token: token.clone(), block_id: block, offset: range.start, length, readahead };
     connection.request(Op::ReadBlock(read), &[], 4 + (length >> 16) as usize).await

@@ -168,7 +168,12 @@ impl FileWriter {
             }
         };
         let Answer::Committed(committed) = answer else { return Err(self.failed(err!(Unavailable, "the worker answered something else"))) };
-        let blocks = committed.block_ids.iter().zip(&committed.block_lengths).map(|(id, length)| WrittenBlock { id: *id, length: *length }).collect::<Vec<_>>();
+        let blocks = committed
+            .block_ids
+            .iter()
+            .zip(&committed.block_lengths)
+            .map(|(id, length)| WrittenBlock { id: *id, length: *length })
+            .collect::<Vec<_>>();
         let m = &self.inner.master;
         let completed = m
             .change(|caller| {

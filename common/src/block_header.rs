@@ -111,13 +111,22 @@ impl Header {
             return Err(bad("wrong magic number"));
         }
         if u32_at(8) != FORMAT_VERSION {
-            return Err(err!(Unsupported, "block header has format version {}, this worker reads {FORMAT_VERSION}: start the newer worker again, or clear the tier", u32_at(8)));
+            return Err(err!(
+                Unsupported,
+                "block header has format version {}, this worker reads {FORMAT_VERSION}: start the newer worker again, or clear the tier",
+                u32_at(8)
+            ));
         }
         if checksum::crc32c(&fixed[..60]) != u32_at(60) {
             return Err(bad("wrong checksum"));
         }
-        let header =
-            Header { block: BlockId(u64_at(16)), length_bytes: u64_at(24), page_size_bytes: u64_at(32), file: InodeId(u64_at(48)), flags: u32_at(12) };
+        let header = Header {
+            block: BlockId(u64_at(16)),
+            length_bytes: u64_at(24),
+            page_size_bytes: u64_at(32),
+            file: InodeId(u64_at(48)),
+            flags: u32_at(12),
+        };
         if u64_at(40) != CHUNK_SIZE_BYTES as u64 || !header.page_size_bytes.is_power_of_two() || header.page_size_bytes < CHUNK_SIZE_BYTES as u64 {
             return Err(bad("impossible page or chunk size"));
         }
@@ -149,6 +158,7 @@ mod tests {
     }
 
     proptest! {
+        /// (S-18) Any bit of the fixed part.
         #[test]
         fn every_flipped_bit_is_noticed(bit in 0usize..FIXED_BYTES * 8) {
             let mut raw = example().encode();

@@ -33,8 +33,7 @@ pub fn register_gauge(name: &str, help: &str) -> IntGauge {
         }
         Err(e) => {
             tracing::error!(name, error = %e, "metric has an impossible name");
-            IntGauge::new("forebay_misnamed", "a metric with an impossible name")
-                .unwrap_or_else(|_| unreachable!("the name above is a valid one"))
+            IntGauge::new("forebay_misnamed", "a metric with an impossible name").unwrap_or_else(|_| unreachable!("the name above is a valid one"))
         }
     }
 }

@@ -11,7 +11,14 @@ const SAMPLES_MAX: usize = 8;
 const NAMES_MAX: usize = 256;
 /// What is shown even when nothing was counted yet.
 const ALWAYS: &[&str] = &[
-    "BytesReadDomain", "BytesReadRemote", "BytesReadUfs", "BytesWrittenDomain", "BytesWrittenRemote", "BytesWrittenUfs", "BlocksEvicted", "BlocksQuarantined",
+    "BytesReadDomain",
+    "BytesReadRemote",
+    "BytesReadUfs",
+    "BytesWrittenDomain",
+    "BytesWrittenRemote",
+    "BytesWrittenUfs",
+    "BlocksEvicted",
+    "BlocksQuarantined",
 ];
 
 #[derive(Default)]
@@ -57,7 +64,8 @@ impl ClusterMetrics {
         let mut out = Vec::new();
         for name in names {
             let total = inner.totals.get(name).copied().unwrap_or(0);
-            let (before, seconds) = minute.map_or((0, 60.0), |(at, then)| (then.get(name).copied().unwrap_or(0), at.elapsed().as_secs_f64().max(1.0)));
+            let (before, seconds) =
+                minute.map_or((0, 60.0), |(at, then)| (then.get(name).copied().unwrap_or(0), at.elapsed().as_secs_f64().max(1.0)));
             out.push((format!("Cluster.{name}"), total));
             out.push((format!("Cluster.{name}PerMinute"), (total.saturating_sub(before) as f64 * 60.0 / seconds.max(60.0)) as u64));
         }

@@ -118,11 +118,8 @@ impl Cluster {
     /// Starts the master, on the port it had before if it ran before.
     pub fn start_master(&mut self) {
         let port = self.address.rsplit(':').next().expect("port").to_owned();
-        let mut settings: Settings = vec![
-            ("master.data_dir", quoted(self.dir.path().join("master").display())),
-            ("master.rpc_port", port),
-            ("master.web_port", "0".into()),
-        ];
+        let mut settings: Settings =
+            vec![("master.data_dir", quoted(self.dir.path().join("master").display())), ("master.rpc_port", port), ("master.web_port", "0".into())];
         settings.extend(self.settings.iter().filter(|(k, _)| !k.starts_with("worker.")).cloned());
         let config = self.dir.path().join("master.toml");
         std::fs::write(&config, toml(&settings)).expect("config");

@@ -82,10 +82,11 @@ async fn serve(mut client: TcpStream, upstream: &str, state: &State) -> std::io:
     let end = head.windows(4).position(|w| w == b"\r\n\r\n").expect("looked for") + 4;
     let body = head.split_off(end);
     let text = String::from_utf8_lossy(&head).into_owned();
-    let length: usize = text.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:").map(|v| v.trim().parse().unwrap_or(0))).unwrap_or(0);
+    let length: usize =
+        text.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:").map(|v| v.trim().parse().unwrap_or(0))).unwrap_or(0);
     let number = state.requests.fetch_add(1, Ordering::SeqCst);
     let fault = FAULTS[state.fault.load(Ordering::SeqCst)];
-    let hit = fault != Fault::None && number % state.every.load(Ordering::SeqCst).max(1) == 0;
+    let hit = fault != Fault::None && number.is_multiple_of(state.every.load(Ordering::SeqCst).max(1));
     if hit {
         state.hit.fetch_add(1, Ordering::SeqCst);
     }
@@ -93,9 +94,13 @@ async fn serve(mut client: TcpStream, upstream: &str, state: &State) -> std::io:
     match fault {
         Fault::Unavailable | Fault::Internal => {
             drain(&mut client, length.saturating_sub(body.len())).await?;
-            let (status, code) = if fault == Fault::Unavailable { ("503 Service Unavailable", "SlowDown") } else { ("500 Internal Server Error", "InternalError") };
-            let xml = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>injected</Message><RequestId>injected-{number}</RequestId></Error>");
-            let answer = format!("HTTP/1.1 {status}\r\ncontent-type: application/xml\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{xml}", xml.len());
+            let (status, code) =
+                if fault == Fault::Unavailable { ("503 Service Unavailable", "SlowDown") } else { ("500 Internal Server Error", "InternalError") };
+            let xml = format!(
+                "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>injected</Message><RequestId>injected-{number}</RequestId></Error>"
+            );
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-type: application/xml\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{xml}", xml.len());
             return client.write_all(answer.as_bytes()).await;
         }
         Fault::Hang => {

@@ -27,11 +27,14 @@ async fn read_all(fs: &FileSystem, path: &str) -> Vec<u8> {
 
 /// (S-1) What was written is read back, by every kind of read, whatever the sizes of blocks, pages and pieces.
 async fn bytes_come_back(fs: &FileSystem, dir: &str) {
-    for (i, (length, block)) in [(0, 0), (1, 0), (65_536, 65_536), (65_537, 65_536), (3_000_000, 1 << 20), (5_000_001, 200_000)].into_iter().enumerate() {
+    for (i, (length, block)) in
+        [(0, 0), (1, 0), (65_536, 65_536), (65_537, 65_536), (3_000_000, 1 << 20), (5_000_001, 200_000)].into_iter().enumerate()
+    {
         for write_type in ["through", "cache_only", "ufs_only"] {
             let path = format!("{dir}/f{i}-{write_type}");
             let bytes = pattern(i as u64, 0, length);
-            write(fs, &path, &bytes, CreateOptions { block_size_bytes: block, write_type: write_type.into(), recursive: true, ..Default::default() }).await;
+            write(fs, &path, &bytes, CreateOptions { block_size_bytes: block, write_type: write_type.into(), recursive: true, ..Default::default() })
+                .await;
             assert!(read_all(fs, &path).await == bytes, "{path} comes back whole");
             let file = fs.open(&p(&path)).await.expect("open");
             for (offset, want) in [(0usize, 10usize), (length / 2, 70_000), (length.saturating_sub(5), 10), (length, 10), (65_530.min(length), 12)] {
@@ -115,8 +118,22 @@ async fn through_the_commands() {
     assert_eq!(cluster.json(&["fs", "count", "/copy"]), serde_json::json!({ "folders": 2, "files": 2, "bytes": 300_000 }));
     let stat = cluster.json(&["fs", "stat", "/copy/moved"]);
     for key in [
-        "path", "file_id", "length", "block_size_bytes", "folder", "completed", "persisted", "pinned", "ttl_ms", "owner", "group", "mode", "ufs_path",
-        "cached_percent", "mem_percent", "blocks",
+        "path",
+        "file_id",
+        "length",
+        "block_size_bytes",
+        "folder",
+        "completed",
+        "persisted",
+        "pinned",
+        "ttl_ms",
+        "owner",
+        "group",
+        "mode",
+        "ufs_path",
+        "cached_percent",
+        "mem_percent",
+        "blocks",
     ] {
         assert!(!stat[key].is_null(), "{key} in {stat}");
     }

@@ -41,7 +41,7 @@ fn name_bytes(name: &str) -> u64 {
 }
 
 async fn put(fs: &FileSystem, path: &str, length: usize) -> forebay_common::Result<()> {
-    let options = CreateOptions { write_type: if length % 2 == 0 { "cache_only".into() } else { "through".into() }, ..Default::default() };
+    let options = CreateOptions { write_type: if length.is_multiple_of(2) { "cache_only".into() } else { "through".into() }, ..Default::default() };
     let mut file = fs.create(&p(path), &options).await?;
     file.write(&pattern(name_bytes(path.rsplit('/').next().unwrap_or("")), 0, length)).await?;
     file.close().await.map(drop)
@@ -137,7 +137,10 @@ async fn check(fs: &FileSystem, dir: &str, record: &Record) {
         let found = (look(fs, &format!("{dir}/{from}")).await, look(fs, &format!("{dir}/{to}")).await);
         match &found {
             (Some(bytes), None) | (None, Some(bytes)) => assert!(*bytes == pattern(name_bytes(first), 0, *length)),
-            _ => panic!("{from} -> {to}: a rename that was not answered is there {} times", usize::from(found.0.is_some()) + usize::from(found.1.is_some())),
+            _ => panic!(
+                "{from} -> {to}: a rename that was not answered is there {} times",
+                usize::from(found.0.is_some()) + usize::from(found.1.is_some())
+            ),
         }
     }
 }
@@ -194,7 +197,9 @@ async fn a_worker_is_killed_under_readers() {
     let stop = Arc::new(AtomicBool::new(false));
     let reads = Arc::new(AtomicU64::new(0));
     let mut readers = Vec::new();
-    for (n, fs) in [cluster.client().await, cluster.network_client().await, cluster.client().await, cluster.network_client().await].into_iter().enumerate() {
+    for (n, fs) in
+        [cluster.client().await, cluster.network_client().await, cluster.client().await, cluster.network_client().await].into_iter().enumerate()
+    {
         let (stop, reads, seed) = (stop.clone(), reads.clone(), rng.random::<u64>());
         readers.push(tokio::spawn(async move {
             let mut rng = StdRng::seed_from_u64(seed);
@@ -253,7 +258,12 @@ async fn a_writer_dies() {
     let cluster = Cluster::start(1, &[("master.lease_ttl_ms", "1500")]).await;
     let fs = cluster.client().await;
     let script = format!("exec {} --master {} fs put /dev/zero /g", forebay_tests::forebay().display(), cluster.address);
-    let mut child = std::process::Command::new("sh").args(["-c", &script]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     eventually("the file is being written", 10, async || fs.exists(&p("/g")).await.unwrap()).await;
     child.kill().unwrap();
     child.wait().unwrap();

@@ -38,8 +38,7 @@ fn no_arrow_is_broken() {
 fn every_promise_has_a_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let text = std::fs::read_to_string(root.join("docs/SEMANTICS.md")).expect("SEMANTICS.md");
-    let promised: BTreeSet<&str> =
-        text.lines().filter_map(|l| l.strip_prefix("- **S-")).filter_map(|l| l.split_once("**")).map(|(n, _)| n).collect();
+    let promised: BTreeSet<&str> = text.lines().filter_map(|l| l.strip_prefix("- **S-")).filter_map(|l| l.split_once("**")).map(|(n, _)| n).collect();
     assert!(promised.len() >= 10, "promises are numbered");
     let mut sources = String::new();
     let mut folders = vec![root.clone()];

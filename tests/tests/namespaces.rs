@@ -39,7 +39,8 @@ impl Net {
     /// `None`, with the reason, where namespaces are not possible.
     fn new() -> Result<Net, String> {
         let id = std::process::id();
-        let net = Net { tag: format!("fb{}", id % 10_000), subnet: (id % 200) as u8 + 20, children: Vec::new(), dir: tempfile::tempdir().expect("folder") };
+        let net =
+            Net { tag: format!("fb{}", id % 10_000), subnet: (id % 200) as u8 + 20, children: Vec::new(), dir: tempfile::tempdir().expect("folder") };
         let (tag, subnet) = (&net.tag, net.subnet);
         let mut script = format!("ip link add {tag}b type bridge\nip addr add 10.77.{subnet}.1/24 dev {tag}b\nip link set {tag}b up\n");
         for i in 0..WORKERS {
@@ -91,13 +92,19 @@ impl Side<'_> {
             .env("FOREBAY_CLIENT__SOCKET_DIR", "/run/forebay")
             .output()
             .expect("nsenter");
-        assert!(output.status.success(), "{script}: {}\n{}", String::from_utf8_lossy(&output.stderr), std::fs::read_to_string(self.net.dir.path().join("log")).unwrap_or_default());
+        assert!(
+            output.status.success(),
+            "{script}: {}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            std::fs::read_to_string(self.net.dir.path().join("log")).unwrap_or_default()
+        );
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 }
 
 fn json(address: &str, arguments: &[&str]) -> Value {
-    let output = Command::new(forebay()).args(["--master", address, "--json"]).args(arguments).env("FOREBAY_CONFIG", "/nonexistent").output().expect("run");
+    let output =
+        Command::new(forebay()).args(["--master", address, "--json"]).args(arguments).env("FOREBAY_CONFIG", "/nonexistent").output().expect("run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
@@ -119,7 +126,10 @@ fn word_count_beside_the_block_and_away_from_it() {
     let insecure = "[security]\nallow_insecure_bind = true\n";
     let config = net.config(
         "master.toml",
-        &format!("[master]\nbind = \"10.77.{subnet}.1\"\nrpc_port = 0\nweb_port = 0\ndata_dir = {}\n{insecure}", quoted(net.dir.path().join("master").display())),
+        &format!(
+            "[master]\nbind = \"10.77.{subnet}.1\"\nrpc_port = 0\nweb_port = 0\ndata_dir = {}\n{insecure}",
+            quoted(net.dir.path().join("master").display())
+        ),
     );
     let mut command = Command::new(forebay());
     command.args(["--config", &config, "master"]);

@@ -6,6 +6,7 @@ use forebay_tests::cluster::p;
 use forebay_tests::proxy::{Fault, Proxy};
 use forebay_tests::s3::S3;
 use forebay_tests::{Cluster, eventually, pattern};
+use forebay_ufs::{UfsUri, UnderStore};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,18 +24,10 @@ async fn mounted(settings: &[(&'static str, &str)], options: &[(&str, &str)], pr
 
 /// Puts an object without the cache knowing.
 async fn put_behind(s3: &S3, key: &str, bytes: Vec<u8>) {
-    let target = s3.folder.join(key);
-    std::fs::create_dir_all(target.parent().expect("folder")).expect("folder");
-    // Through the server, so that its ETag is of these bytes.
-    let local = s3.folder.join("../../upload");
-    std::fs::write(&local, bytes).expect("file");
-    let (user, secret) = forebay_tests::s3::KEYS;
-    let output = tokio::process::Command::new("curl")
-        .args(["-sf", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &format!("{user}:{secret}"), "-T", &local.to_string_lossy(), &format!("{}/bucket/{key}", s3.endpoint)])
-        .output()
-        .await
-        .expect("curl");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let store = UnderStore::open(&UfsUri::parse("s3://bucket").expect("uri"), &s3.options(None)).expect("store");
+    let mut writer = store.writer(key.as_bytes()).await.expect("writer");
+    writer.write(bytes.into()).await.expect("write");
+    writer.close().await.expect("close");
 }
 
 async fn read_all(fs: &FileSystem, path: &str) -> forebay_common::Result<Vec<u8>> {
@@ -71,7 +64,8 @@ async fn the_second_read_is_from_memory() {
     assert_eq!(settled(&cluster).await, 2 * cold);
     // Credentials appear nowhere.
     let shown = cluster.ok(&["fs", "mount"]) + &cluster.ok(&["fs", "mount", "--json"]) + &cluster.ok(&["fsadmin", "report", "ufs"]);
-    let logs = std::fs::read_to_string(cluster.dir.path().join("master.log")).unwrap() + &std::fs::read_to_string(cluster.dir.path().join("worker-0/worker.log")).unwrap();
+    let logs = std::fs::read_to_string(cluster.dir.path().join("master.log")).unwrap()
+        + &std::fs::read_to_string(cluster.dir.path().join("worker-0/worker.log")).unwrap();
     assert!(!shown.contains("testsecret") && !logs.contains("testsecret") && !shown.contains("testkey"));
     cluster.ok(&["fs", "rm", "-R", "/s3/dir"]);
     assert!(!s3.folder.join("dir/f").exists());

@@ -48,7 +48,13 @@ async fn tokens_guard_both_doors() {
     }
     let (one, two) = (open_raw(&cluster, "/one").await, open_raw(&cluster, "/two").await);
     let forged = TokenKey::generate()
-        .sign(&Claims { file_id: 1, worker_id: one.address.worker_id, rights: token::READ, expires_at_ms: clock::now_ms() + 60_000, ..Default::default() })
+        .sign(&Claims {
+            file_id: 1,
+            worker_id: one.address.worker_id,
+            rights: token::READ,
+            expires_at_ms: clock::now_ms() + 60_000,
+            ..Default::default()
+        })
         .unwrap();
     let mut flipped = one.good.to_vec();
     let middle = flipped.len() / 2;
@@ -74,11 +80,19 @@ async fn tokens_guard_both_doors() {
     for door in ["tcp", "unix"] {
         let connect = async || -> Box<dyn Stream> {
             match door {
-                "tcp" => Box::new(tokio::net::TcpStream::connect((one.address.host.as_str(), one.address.data_port as u16)).await.unwrap()) as Box<dyn Stream>,
+                "tcp" => Box::new(tokio::net::TcpStream::connect((one.address.host.as_str(), one.address.data_port as u16)).await.unwrap())
+                    as Box<dyn Stream>,
                 _ => Box::new(tokio::net::UnixStream::connect(&one.address.socket_path).await.unwrap()),
             }
         };
-        for (what, token) in [("no", vec![]), ("garbage", vec![7; 40]), ("a forged", forged.clone()), ("a changed", flipped.clone()), ("another file's", two.good.to_vec()), ("an expired", expired.clone())] {
+        for (what, token) in [
+            ("no", vec![]),
+            ("garbage", vec![7; 40]),
+            ("a forged", forged.clone()),
+            ("a changed", flipped.clone()),
+            ("another file's", two.good.to_vec()),
+            ("an expired", expired.clone()),
+        ] {
             let token = bytes::Bytes::from(token);
             let ops = [
                 Op::ReadBlock(ReadBlock { token: token.clone(), block_id: one.block, offset: 0, length: 4, readahead: 0 }),
@@ -119,7 +133,9 @@ async fn a_grant_is_read_only_for_everyone() {
     }
     assert!(nix::unistd::write(granted.as_fd(), b"x").is_err());
     let again = format!("/proc/self/fd/{}", granted.as_raw_fd());
-    for options in [std::fs::File::options().write(true), std::fs::File::options().read(true).append(true), std::fs::File::options().write(true).truncate(true)] {
+    for options in
+        [std::fs::File::options().write(true), std::fs::File::options().read(true).append(true), std::fs::File::options().write(true).truncate(true)]
+    {
         let error = options.open(&again).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(nix::libc::EROFS), "{error}");
     }

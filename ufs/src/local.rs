@@ -4,8 +4,8 @@
 //! is read is the descriptor that was checked. A read compares the fingerprint of the open file before and after.
 //! A write goes to a temporary name beside its target, is fsynced, renamed over it, and its folder fsynced.
 
-use crate::store::{Listing, UfsEntry};
 use crate::fingerprint;
+use crate::store::{Listing, UfsEntry};
 use bytes::{Bytes, BytesMut};
 use forebay_common::error::at;
 use forebay_common::limits::NAME_MAX_BYTES;
@@ -150,7 +150,11 @@ impl LocalStore {
             let file = File::from(beneath(&root, &key, OFlag::O_RDONLY)?);
             let changed = |m: Metadata| {
                 let now = fingerprint::of_file(&m);
-                if now == expected { Ok(()) } else { Err(err!(FileChanged, "the file is another version ({now}) than the one opened ({expected}): open it again")) }
+                if now == expected {
+                    Ok(())
+                } else {
+                    Err(err!(FileChanged, "the file is another version ({now}) than the one opened ({expected}): open it again"))
+                }
             };
             changed(file.metadata().map_err(at("stat"))?)?;
             let mut out = BytesMut::zeroed(length);
@@ -198,7 +202,11 @@ impl LocalStore {
                 Err(e) if e.kind() == forebay_common::ErrorKind::NotFound => return Ok(()),
                 other => other?,
             };
-            if folder { remove_tree(&dir, name)? } else { unlink(&dir, name, UnlinkatFlags::NoRemoveDir)? }
+            if folder {
+                remove_tree(&dir, name)?
+            } else {
+                unlink(&dir, name, UnlinkatFlags::NoRemoveDir)?
+            }
             sync(&dir)
         })
         .await
@@ -246,8 +254,11 @@ fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<()> {
     };
     let again = fd.try_clone().map_err(at("folder"))?;
     let mut dir = nix::dir::Dir::from_fd(fd).map_err(|e| Error::io("opening folder", &e.into()))?;
-    let names: Vec<Vec<u8>> =
-        dir.iter().map(|e| e.map(|e| e.file_name().to_bytes().to_vec())).collect::<nix::Result<_>>().map_err(|e| Error::io("reading folder", &e.into()))?;
+    let names: Vec<Vec<u8>> = dir
+        .iter()
+        .map(|e| e.map(|e| e.file_name().to_bytes().to_vec()))
+        .collect::<nix::Result<_>>()
+        .map_err(|e| Error::io("reading folder", &e.into()))?;
     for child in names.iter().filter(|n| *n != b"." && *n != b"..") {
         remove_tree(&again, child)?;
     }
@@ -327,7 +338,8 @@ impl Drop for LocalWriter {
 impl WriterState {
     fn publish(&self) -> Result<Metadata> {
         self.file.sync_all().map_err(at("fsync"))?;
-        nix::fcntl::renameat(self.dir.as_fd(), self.temporary.as_str(), self.dir.as_fd(), os(&self.name)).map_err(|e| Error::io("publishing", &e.into()))?;
+        nix::fcntl::renameat(self.dir.as_fd(), self.temporary.as_str(), self.dir.as_fd(), os(&self.name))
+            .map_err(|e| Error::io("publishing", &e.into()))?;
         sync(&self.dir)?;
         self.file.metadata().map_err(at("stat"))
     }

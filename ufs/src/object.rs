@@ -8,9 +8,9 @@ use crate::{UfsUri, fingerprint, metrics};
 use bytes::{Bytes, BytesMut};
 use forebay_common::limits::NAME_MAX_BYTES;
 use forebay_common::{Error, ErrorKind, Result, err};
+use futures::StreamExt;
 use opendal::layers::{ConcurrentLimitLayer, RetryEvent, RetryInterceptor, RetryLayer, TimeoutLayer};
 use opendal::{Metadata, Operator, Writer};
-use futures::StreamExt;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::time::Duration;
@@ -19,10 +19,29 @@ use std::time::Duration;
 const OWN_OPTIONS: &[&str] = &["timeout_ms", "io_timeout_ms", "retries", "concurrency"];
 /// What opendal's S3 service takes (0.59); anything else is refused by name rather than ignored.
 const S3_OPTIONS: &[&str] = &[
-    "endpoint", "region", "access_key_id", "secret_access_key", "session_token", "role_arn", "external_id", "role_session_name",
-    "default_storage_class", "server_side_encryption", "server_side_encryption_aws_kms_key_id", "server_side_encryption_customer_algorithm",
-    "server_side_encryption_customer_key", "server_side_encryption_customer_key_md5", "disable_config_load", "disable_ec2_metadata",
-    "disable_list_objects_v2", "enable_request_payer", "enable_virtual_host_style", "skip_signature", "checksum_algorithm", "profile", "default_acl",
+    "endpoint",
+    "region",
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+    "role_arn",
+    "external_id",
+    "role_session_name",
+    "default_storage_class",
+    "server_side_encryption",
+    "server_side_encryption_aws_kms_key_id",
+    "server_side_encryption_customer_algorithm",
+    "server_side_encryption_customer_key",
+    "server_side_encryption_customer_key_md5",
+    "disable_config_load",
+    "disable_ec2_metadata",
+    "disable_list_objects_v2",
+    "enable_request_payer",
+    "enable_virtual_host_style",
+    "skip_signature",
+    "checksum_algorithm",
+    "profile",
+    "default_acl",
 ];
 /// Bytes of one part of a multipart upload.
 const PART_BYTES: usize = 8 << 20;
@@ -63,6 +82,8 @@ impl ObjectStore {
         if !options.contains_key("region") {
             map.push(("region".into(), std::env::var("AWS_REGION").unwrap_or_else(|_| "us-east-1".into())));
         }
+        // Explicitly, not by a constructor before `main` (feature auto-register-services).
+        opendal::install_default();
         let operator = Operator::from_iter::<opendal::services::S3>(map).map_err(|e| err!(InvalidArgument, "s3 options: {}", e.message()))?;
         let timeout = TimeoutLayer::new()
             .with_timeout(Duration::from_millis(number(options, "timeout_ms", 10_000)?))
@@ -131,14 +152,17 @@ impl ObjectStore {
 
     pub async fn read(&self, key: &[u8], offset: u64, length: usize, expected: &str) -> Result<Bytes> {
         let key = text(key)?;
-        let mut options = opendal::options::ReaderOptions::default();
-        options.if_match = fingerprint::etag(expected).map(str::to_owned);
+        let options = opendal::options::ReaderOptions { if_match: fingerprint::etag(expected).map(str::to_owned), ..Default::default() };
         let reader = self.operator.reader_options(key, options).await.map_err(error)?;
         let mut stream = reader.into_stream(offset..offset + length as u64).await.map_err(error)?;
         if let Some(etag) = fingerprint::etag(expected) {
             let answered = stream.metadata().await.map_err(error)?;
             if answered.etag().is_some_and(|now| now != etag) {
-                return Err(err!(FileChanged, "the object is another version ({}) than the one opened: open it again", answered.etag().unwrap_or("")));
+                return Err(err!(
+                    FileChanged,
+                    "the object is another version ({}) than the one opened: open it again",
+                    answered.etag().unwrap_or("")
+                ));
             }
         }
         let mut out = BytesMut::with_capacity(length);
@@ -211,13 +235,22 @@ fn text(key: &[u8]) -> Result<&str> {
 }
 
 fn folder_entry(name: &[u8]) -> UfsEntry {
-    UfsEntry { name: name.to_vec(), folder: true, length: 0, modified_ms: 0, fingerprint: String::new(), owner: String::new(), group: String::new(), mode: 0 }
+    UfsEntry {
+        name: name.to_vec(),
+        folder: true,
+        length: 0,
+        modified_ms: 0,
+        fingerprint: String::new(),
+        owner: String::new(),
+        group: String::new(),
+        mode: 0,
+    }
 }
 
 fn entry(name: &[u8], m: &Metadata) -> UfsEntry {
-    let modified_ms = m.last_modified().map_or(0, |t| {
-        std::time::SystemTime::from(t).duration_since(std::time::UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0))
-    });
+    let modified_ms = m
+        .last_modified()
+        .map_or(0, |t| std::time::SystemTime::from(t).duration_since(std::time::UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0)));
     UfsEntry {
         length: m.content_length(),
         modified_ms,

@@ -41,7 +41,10 @@ impl UfsUri {
             "s3" | "s3a" | "s3n" => {
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 if bucket.is_empty() || bucket.contains('@') || bucket.contains(':') {
-                    return Err(err!(InvalidArgument, "s3 address without a plain bucket name: {known}, with credentials as --option access_key_id=…"));
+                    return Err(err!(
+                        InvalidArgument,
+                        "s3 address without a plain bucket name: {known}, with credentials as --option access_key_id=…"
+                    ));
                 }
                 Ok(UfsUri::S3 { bucket: bucket.to_owned(), prefix: prefix.trim_matches('/').to_owned() })
             }

@@ -165,7 +165,10 @@ impl Heartbeat {
             worker_id: self.core.id.get(),
             incarnation: self.incarnation,
             tiers: vec![self.core.store.usage()],
-            changed: changed.iter().map(|(id, cached_bytes)| ReportedBlock { block_id: id.get(), cached_bytes: *cached_bytes, tier: "MEM".into() }).collect(),
+            changed: changed
+                .iter()
+                .map(|(id, cached_bytes)| ReportedBlock { block_id: id.get(), cached_bytes: *cached_bytes, tier: "MEM".into() })
+                .collect(),
             counters: counters(),
             now_ms: clock::now_ms(),
             warnings: self.core.reporter.warnings.lock().unwrap_or_else(|e| e.into_inner()).clone(),

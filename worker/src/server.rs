@@ -57,7 +57,11 @@ impl WorkerHandle {
 /// Prepares the tier, takes over its blocks, binds the sockets and reports to the master until `shutdown`.
 pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<WorkerHandle> {
     let worker = config.worker.clone();
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&worker.data_dir).map_err(at(format!("worker.data_dir {}", worker.data_dir.display())))?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&worker.data_dir)
+        .map_err(at(format!("worker.data_dir {}", worker.data_dir.display())))?;
     let id = read_or_draw_id(&worker.data_dir)?;
     let tcp = bind(&worker.bind, worker.data_port, "worker.data_port").await?;
     let web = bind(&worker.bind, worker.web_port, "worker.web_port").await?;

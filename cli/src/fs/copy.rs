@@ -53,7 +53,12 @@ impl Tally {
 
     fn show(&self, did: &str, output: Output) -> Result<()> {
         let seconds = self.started.elapsed().as_secs_f64();
-        let text = format!("{did} {} files, {} in {seconds:.2} s ({}/s)", self.files, bytes(self.bytes), bytes((self.bytes as f64 / seconds.max(1e-9)) as u64));
+        let text = format!(
+            "{did} {} files, {} in {seconds:.2} s ({}/s)",
+            self.files,
+            bytes(self.bytes),
+            bytes((self.bytes as f64 / seconds.max(1e-9)) as u64)
+        );
         output.show(&json!({ "files": self.files, "bytes": self.bytes, "seconds": seconds }), || output::line(&text))
     }
 }

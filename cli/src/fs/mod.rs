@@ -135,10 +135,14 @@ async fn mounts(fs: &FileSystem, output: Output) -> Result<()> {
         .map(|m| json!({ "path": text(&m.path), "uri": m.uri, "read_only": m.read_only, "options": m.options.iter().collect::<BTreeMap<_, _>>() }))
         .collect();
     output.show(&json!(json), || {
-        output::table(&["PATH", "UNDER STORE", "MODE", "OPTIONS"], &[], mounts.iter().map(|m| {
-            let options: BTreeMap<_, _> = m.options.iter().collect();
-            let options = options.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ");
-            vec![text(&m.path), m.uri.clone(), if m.read_only { "read-only" } else { "read-write" }.to_owned(), options]
-        }))
+        output::table(
+            &["PATH", "UNDER STORE", "MODE", "OPTIONS"],
+            &[],
+            mounts.iter().map(|m| {
+                let options: BTreeMap<_, _> = m.options.iter().collect();
+                let options = options.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ");
+                vec![text(&m.path), m.uri.clone(), if m.read_only { "read-only" } else { "read-write" }.to_owned(), options]
+            }),
+        )
     })
 }

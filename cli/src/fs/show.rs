@@ -29,17 +29,21 @@ fn status_json(s: &FileStatus) -> Value {
 pub async fn ls(fs: &FileSystem, path: &AbsPath, recursive: bool, output: Output) -> Result<()> {
     let entries = fs.list(path, recursive).await?;
     output.show(&entries.iter().map(status_json).collect(), || {
-        output::table(&[], &[3], entries.iter().map(|s| {
-            let size = if s.folder { "-".to_owned() } else { s.length.to_string() };
-            let state = match (s.folder, s.completed, s.persisted) {
-                (true, ..) if s.mount_point => "MOUNT",
-                (true, ..) => "DIR",
-                (false, false, _) => "WRITING",
-                (false, true, true) => "PERSISTED",
-                (false, true, false) => "CACHE_ONLY",
-            };
-            vec![mode_text(s), s.owner.clone(), s.group.clone(), size, state.to_owned(), time(s.modified_ms), path_text(s)]
-        }))
+        output::table(
+            &[],
+            &[3],
+            entries.iter().map(|s| {
+                let size = if s.folder { "-".to_owned() } else { s.length.to_string() };
+                let state = match (s.folder, s.completed, s.persisted) {
+                    (true, ..) if s.mount_point => "MOUNT",
+                    (true, ..) => "DIR",
+                    (false, false, _) => "WRITING",
+                    (false, true, true) => "PERSISTED",
+                    (false, true, false) => "CACHE_ONLY",
+                };
+                vec![mode_text(s), s.owner.clone(), s.group.clone(), size, state.to_owned(), time(s.modified_ms), path_text(s)]
+            }),
+        )
     })
 }
 
@@ -124,7 +128,8 @@ pub async fn df(fs: &FileSystem, output: Output) -> Result<()> {
     let (total, used): (u64, u64) = (tiers.iter().map(|t| t.total_bytes).sum(), tiers.iter().map(|t| t.used_bytes).sum());
     let json = json!({ "total_bytes": total, "used_bytes": used, "free_bytes": total.saturating_sub(used) });
     output.show(&json, || {
-        let row = vec![bytes(total), bytes(used), bytes(total.saturating_sub(used)), format!("{}%", if total == 0 { 0 } else { percent(used, total) })];
+        let row =
+            vec![bytes(total), bytes(used), bytes(total.saturating_sub(used)), format!("{}%", if total == 0 { 0 } else { percent(used, total) })];
         output::table(&["SIZE", "USED", "FREE", "USE"], &[0, 1, 2, 3], [row])
     })
 }
@@ -133,7 +138,11 @@ pub async fn count(fs: &FileSystem, path: &AbsPath, output: Output) -> Result<()
     let (mut folders, mut files, mut size) = (0u64, 0u64, 0u64);
     fs.list_each(path, true, |batch| {
         for e in batch {
-            if e.folder { folders += 1 } else { files += 1 }
+            if e.folder {
+                folders += 1
+            } else {
+                files += 1
+            }
             size += e.length;
         }
         Ok(())

@@ -144,8 +144,7 @@ impl Config {
 
 /// The folder for data when none is configured: `$XDG_DATA_HOME/forebay`, `~/.local/share/forebay`.
 pub fn default_data_dir() -> PathBuf {
-    directories::ProjectDirs::from("io", "forebay", "forebay")
-        .map_or_else(|| PathBuf::from("/var/lib/forebay"), |d| d.data_dir().to_owned())
+    directories::ProjectDirs::from("io", "forebay", "forebay").map_or_else(|| PathBuf::from("/var/lib/forebay"), |d| d.data_dir().to_owned())
 }
 
 #[cfg(test)]

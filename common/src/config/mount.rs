@@ -36,12 +36,10 @@ impl OptionValue {
     pub fn resolve(&self) -> Result<String> {
         match self {
             OptionValue::Plain(v) => Ok(v.clone()),
-            OptionValue::Env { env } => {
-                std::env::var(env).map_err(|_| err!(InvalidArgument, "environment variable {env} is not set"))
+            OptionValue::Env { env } => std::env::var(env).map_err(|_| err!(InvalidArgument, "environment variable {env} is not set")),
+            OptionValue::File { file } => {
+                std::fs::read_to_string(file).map(|s| s.trim().to_owned()).map_err(crate::error::at(format!("reading {}", file.display())))
             }
-            OptionValue::File { file } => std::fs::read_to_string(file)
-                .map(|s| s.trim().to_owned())
-                .map_err(crate::error::at(format!("reading {}", file.display()))),
         }
     }
 }

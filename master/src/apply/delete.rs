@@ -102,7 +102,8 @@ pub fn remove_tree(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], inode:
         let children = c.txn.children(folder, None, RECURSION_MAX_ENTRIES + 1)?;
         removed += children.len();
         if removed > RECURSION_MAX_ENTRIES {
-            return Err(err!(LimitExceeded, "more than {RECURSION_MAX_ENTRIES} entries below this folder: delete its subfolders one by one").with_retryable(false));
+            return Err(err!(LimitExceeded, "more than {RECURSION_MAX_ENTRIES} entries below this folder: delete its subfolders one by one")
+                .with_retryable(false));
         }
         for (name, child) in children {
             if child.folder {

@@ -63,7 +63,7 @@ pub fn apply_entry(store: &Store, commands: &[Command], applied: &mut AppliedRec
         let reply = match replies::remembered(&txn, command)? {
             Some(reply) => reply,
             None => {
-                let mut context = Context::new(&mut txn, command, applied.changes, counters.clone());
+                let mut context = Context::new(&mut txn, command, applied.changes, counters);
                 let reply = match dispatch(&mut context) {
                     Ok(()) => {
                         let (reply, after) = context.finish();

@@ -29,7 +29,14 @@ pub fn add(c: &mut Context<'_, '_>, op: &AddMount) -> Result<()> {
     inode.children_known = false;
     inode.changed_index = c.change;
     c.update(found.parent, &found.name, &inode);
-    let mount = Mount { id, path: path.as_bytes().to_vec().into(), uri: op.uri.clone(), read_only: op.read_only, options: op.options.clone(), inode_id: inode.id };
+    let mount = Mount {
+        id,
+        path: path.as_bytes().to_vec().into(),
+        uri: op.uri.clone(),
+        read_only: op.read_only,
+        options: op.options.clone(),
+        inode_id: inode.id,
+    };
     c.txn.put(Cf::Mount, &id_key(id), &mount);
     c.reply.mount_id = id;
     Ok(())

@@ -1,0 +1,372 @@
+//! `apply` against a reference model: the namespace as a map from paths, in a few lines.
+
+use super::*;
+use crate::store::Reader;
+use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId};
+use forebay_proto::journal::{AddBlocks, AddMount, Complete, Create, Delete, FinishPending, Mkdir, Rename, Seen, SyncChildren};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const LIMITS: Limits = Limits { replies_per_client: 64, clients_max: 8 };
+
+/// A store with its applied record, fed one command per entry or several.
+struct Machine {
+    store: Store,
+    applied: AppliedRecord,
+    sequence: u64,
+    _dir: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 8 << 20).unwrap();
+        let mut machine = Machine { store, applied: AppliedRecord::default(), sequence: 0, _dir: dir };
+        let root = AddMount { path: b"/".to_vec().into(), uri: "file:///x".into(), ..Default::default() };
+        assert_eq!(machine.one(Op::AddMount(root)).error_kind, 0);
+        machine
+    }
+
+    fn command(&mut self, op: Op) -> Command {
+        self.sequence += 1;
+        Command {
+            principal: "root".into(),
+            superuser: true,
+            now_ms: self.sequence,
+            client_id: 9,
+            sequence: self.sequence,
+            op: Some(op),
+            ..Default::default()
+        }
+    }
+
+    fn entry(&mut self, commands: &[Command]) -> Vec<Reply> {
+        self.applied.index += 1;
+        apply_entry(&self.store, commands, &mut self.applied, &LIMITS).unwrap()
+    }
+
+    fn one(&mut self, op: Op) -> Reply {
+        let command = self.command(op);
+        self.entry(&[command]).remove(0)
+    }
+
+    /// Every path with what the store says of it.
+    fn paths(&self) -> BTreeMap<String, Option<u64>> {
+        let view = self.store.view();
+        let mut out = BTreeMap::new();
+        let mut folders = vec![(InodeId::ROOT, String::new())];
+        while let Some((id, path)) = folders.pop() {
+            for (name, inode) in view.children(id, None, usize::MAX).unwrap() {
+                let path = format!("{path}/{}", String::from_utf8_lossy(&name));
+                assert_eq!(view.path_of(InodeId(inode.id)).unwrap(), AbsPath::parse(&path).unwrap(), "links lead back");
+                if inode.folder {
+                    folders.push((InodeId(inode.id), path.clone()));
+                }
+                for block in crate::namespace::block_ids(&inode) {
+                    assert_eq!(view.block_owner(block).unwrap(), Some(InodeId(inode.id)), "block {block} is known as its file's");
+                }
+                out.insert(path, (!inode.folder).then_some(inode.length));
+            }
+        }
+        let counters = view.counters().unwrap();
+        assert_eq!(counters.files, out.values().filter(|l| l.is_some()).count() as u64);
+        assert_eq!(counters.folders, out.values().filter(|l| l.is_none()).count() as u64 + 1);
+        out
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Mkdir(String, bool),
+    Write(String, u64, bool),
+    Delete(String, bool),
+    Rename(String, String, bool),
+}
+
+fn path() -> impl Strategy<Value = String> {
+    proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("c")], 1..4).prop_map(|names| names.iter().map(|n| format!("/{n}")).collect())
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (path(), any::<bool>()).prop_map(|(p, r)| Step::Mkdir(p, r)),
+        (path(), 0u64..400_000, any::<bool>()).prop_map(|(p, l, o)| Step::Write(p, l, o)),
+        (path(), any::<bool>()).prop_map(|(p, r)| Step::Delete(p, r)),
+        (path(), path(), any::<bool>()).prop_map(|(a, b, o)| Step::Rename(a, b, o)),
+    ]
+}
+
+/// The reference: what a step does to a map from paths to lengths (`None`: a folder), or the kind of its refusal.
+fn model(paths: &mut BTreeMap<String, Option<u64>>, step: &Step) -> Result<(), ErrorKind> {
+    let parent = |p: &str| p.rsplit_once('/').map(|(up, _)| up.to_owned()).unwrap_or_default();
+    let is_folder = |paths: &BTreeMap<String, Option<u64>>, p: &str| p.is_empty() || paths.get(p) == Some(&None);
+    let is_file = |paths: &BTreeMap<String, Option<u64>>, p: &str| matches!(paths.get(p), Some(Some(_)));
+    let below =
+        |paths: &BTreeMap<String, Option<u64>>, p: &str| paths.keys().filter(|k| k.starts_with(&format!("{p}/"))).cloned().collect::<Vec<_>>();
+    let through_file = |paths: &BTreeMap<String, Option<u64>>, p: &str| {
+        let mut up = parent(p);
+        while !up.is_empty() {
+            if is_file(paths, &up) {
+                return true;
+            }
+            up = parent(&up);
+        }
+        false
+    };
+    match step {
+        Step::Mkdir(p, recursive) => {
+            if through_file(paths, p) {
+                return Err(ErrorKind::NotADirectory);
+            }
+            if paths.contains_key(p) {
+                return Err(ErrorKind::AlreadyExists);
+            }
+            if !is_folder(paths, &parent(p)) && !recursive {
+                return Err(ErrorKind::NotFound);
+            }
+            let mut up = p.clone();
+            while !up.is_empty() {
+                paths.insert(up.clone(), None);
+                up = parent(&up);
+            }
+        }
+        Step::Write(p, length, overwrite) => {
+            if through_file(paths, p) {
+                return Err(ErrorKind::NotADirectory);
+            }
+            if is_folder(paths, p) {
+                return Err(ErrorKind::IsADirectory);
+            }
+            if is_file(paths, p) && !overwrite {
+                return Err(ErrorKind::AlreadyExists);
+            }
+            if !is_folder(paths, &parent(p)) {
+                return Err(ErrorKind::NotFound);
+            }
+            paths.insert(p.clone(), Some(*length));
+        }
+        Step::Delete(p, recursive) => {
+            if through_file(paths, p) {
+                return Err(ErrorKind::NotADirectory);
+            }
+            if !paths.contains_key(p) {
+                return Err(ErrorKind::NotFound);
+            }
+            let children = below(paths, p);
+            if !children.is_empty() && !recursive {
+                return Err(ErrorKind::NotEmpty);
+            }
+            paths.retain(|k, _| k != p && !children.contains(k));
+        }
+        Step::Rename(from, to, overwrite) => {
+            if through_file(paths, from) || through_file(paths, to) {
+                return Err(ErrorKind::NotADirectory);
+            }
+            if !paths.contains_key(from) {
+                return Err(ErrorKind::NotFound);
+            }
+            if from == to {
+                return Ok(());
+            }
+            if to.starts_with(&format!("{from}/")) {
+                return Err(ErrorKind::InvalidArgument);
+            }
+            if !is_folder(paths, &parent(to)) {
+                return Err(ErrorKind::NotFound);
+            }
+            if paths.contains_key(to) {
+                match (is_folder(paths, from), is_folder(paths, to)) {
+                    _ if !overwrite => return Err(ErrorKind::AlreadyExists),
+                    (true, false) => return Err(ErrorKind::NotADirectory),
+                    (false, true) => return Err(ErrorKind::IsADirectory),
+                    _ if !below(paths, to).is_empty() => return Err(ErrorKind::NotEmpty),
+                    _ => {}
+                }
+            }
+            let moved: Vec<(String, Option<u64>)> = below(paths, from).into_iter().chain([from.clone()]).map(|k| (k.clone(), paths[&k])).collect();
+            paths.retain(|k, _| !moved.iter().any(|(m, _)| m == k));
+            for (k, v) in moved {
+                paths.insert(format!("{to}{}", &k[from.len()..]), v);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bytes(p: &str) -> bytes::Bytes {
+    p.as_bytes().to_vec().into()
+}
+
+/// Runs a step as the commands it takes; the under store follows at once.
+fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
+    let reply = match step {
+        Step::Mkdir(p, recursive) => machine.one(Op::Mkdir(Mkdir { path: bytes(p), recursive: *recursive, exist_ok: false, mode: 0o755 })),
+        Step::Delete(p, recursive) => machine.one(Op::Delete(Delete { path: bytes(p), recursive: *recursive })),
+        Step::Rename(a, b, overwrite) => machine.one(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *overwrite })),
+        Step::Write(p, length, overwrite) => {
+            let create = Create {
+                path: bytes(p),
+                overwrite: *overwrite,
+                block_size_bytes: 65_536,
+                page_size_bytes: 65_536,
+                cached: true,
+                to_ufs: true,
+                lease_ttl_ms: 10,
+                block_count: 1,
+                ..Default::default()
+            };
+            let created = machine.one(Op::Create(create));
+            if created.error_kind != 0 {
+                return Err(ErrorKind::from_code(created.error_kind));
+            }
+            let mut ids = created.block_ids.clone();
+            let needed = length.div_ceil(65_536) as usize;
+            while ids.len() < needed {
+                let more = machine.one(Op::AddBlocks(AddBlocks { file_id: created.file_id, lease_id: created.lease_id, count: 3 }));
+                ids.extend(more.block_ids);
+            }
+            ids.truncate(needed);
+            let lengths = (0..needed as u64).map(|i| (length - i * 65_536).min(65_536)).collect();
+            machine.one(Op::Complete(Complete {
+                file_id: created.file_id,
+                lease_id: created.lease_id,
+                length: *length,
+                block_ids: ids,
+                block_lengths: lengths,
+                fingerprint: "f".into(),
+            }))
+        }
+    };
+    if reply.error_kind != 0 {
+        return Err(ErrorKind::from_code(reply.error_kind));
+    }
+    if reply.pending_id > 0 {
+        assert_eq!(machine.one(Op::FinishPending(FinishPending { pending_id: reply.pending_id, ..Default::default() })).error_kind, 0);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn follows_the_reference_model(steps in proptest::collection::vec(step(), 1..80)) {
+        let mut machine = Machine::new();
+        let mut paths = BTreeMap::new();
+        for step in &steps {
+            let mut after = paths.clone();
+            let expected = model(&mut after, step);
+            if expected.is_ok() {
+                paths = after;
+            }
+            prop_assert_eq!(run(&mut machine, step), expected, "{:?}", step);
+        }
+        prop_assert_eq!(machine.paths(), paths);
+        prop_assert!(machine.store.view().leases().unwrap().is_empty() && machine.store.view().pending().unwrap().is_empty());
+    }
+
+    /// The same commands give the same state and replies, whether they come one per entry or many.
+    #[test]
+    fn is_pure(steps in proptest::collection::vec(step(), 1..40), cuts in proptest::collection::vec(1usize..5, 40)) {
+        let (mut one, mut many) = (Machine::new(), Machine::new());
+        let commands: Vec<Command> = steps.iter().filter_map(|s| match s {
+            Step::Mkdir(p, r) => Some(Op::Mkdir(Mkdir { path: bytes(p), recursive: *r, exist_ok: true, mode: 0o755 })),
+            Step::Delete(p, r) => Some(Op::Delete(Delete { path: bytes(p), recursive: *r })),
+            Step::Rename(a, b, o) => Some(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *o })),
+            Step::Write(..) => None,
+        }).map(|op| one.command(op)).collect();
+        let replies: Vec<Reply> = commands.iter().flat_map(|c| one.entry(std::slice::from_ref(c))).collect();
+        let mut others = Vec::new();
+        let mut rest = &commands[..];
+        for cut in cuts {
+            let (now, later) = rest.split_at(cut.min(rest.len()));
+            others.extend(many.entry(now));
+            rest = later;
+        }
+        prop_assert_eq!(replies, others);
+        prop_assert_eq!(one.paths(), many.paths());
+    }
+}
+
+#[test]
+fn a_call_sent_twice_is_done_once_and_an_old_one_never() {
+    let mut machine = Machine::new();
+    let create = |n: u64| Command {
+        principal: "root".into(),
+        superuser: true,
+        client_id: 77,
+        sequence: n,
+        op: Some(Op::Create(Create {
+            path: bytes(&format!("/f{n}")),
+            block_size_bytes: 65_536,
+            page_size_bytes: 65_536,
+            cached: true,
+            block_count: 1,
+            lease_ttl_ms: 10,
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let first = machine.entry(&[create(1)]).remove(0);
+    assert_eq!(machine.entry(&[create(1), create(1)]), [first.clone(), first.clone()]);
+    for n in 2..=70 {
+        assert_eq!(machine.entry(&[create(n)])[0].error_kind, 0);
+    }
+    let old = machine.entry(&[create(1)]).remove(0);
+    assert_eq!(old.error_kind, ErrorKind::Expired.code(), "below the window");
+    // A client that nobody remembers may only begin at the beginning.
+    let unknown = Command { client_id: 78, ..create(100) };
+    assert_eq!(machine.entry(&[unknown])[0].error_kind, ErrorKind::Expired.code());
+    // Many clients: the oldest are forgotten, the number stays bounded.
+    for client_id in 1000..1050 {
+        machine.entry(&[Command { client_id, ..create(1) }]);
+    }
+    let view = machine.store.view();
+    assert!(view.counters().unwrap().reply_clients <= LIMITS.clients_max);
+    assert!(view.scan(Cf::Client, b"", None, 1000).unwrap().len() as u64 <= LIMITS.clients_max);
+}
+
+#[test]
+fn sync_respects_what_changed_since_it_looked() {
+    let mut machine = Machine::new();
+    let base = machine.applied.changes;
+    let seen = |name: &str, fingerprint: &str| Seen { name: bytes(name), length: 100, fingerprint: fingerprint.into(), ..Default::default() };
+    let sync = |seen: Vec<Seen>, gone: Vec<&str>, base_index| {
+        Op::SyncChildren(SyncChildren {
+            parent_id: 1,
+            seen,
+            gone: gone.into_iter().map(bytes).collect(),
+            all_seen: true,
+            base_index,
+            block_size_bytes: 65_536,
+            page_size_bytes: 65_536,
+        })
+    };
+    assert_eq!(machine.one(sync(vec![seen("f", "1")], vec![], base)).skipped, 0);
+    let first = crate::namespace::block_ids(&machine.store.view().child(InodeId::ROOT, b"f").unwrap().unwrap()).next();
+    // A new version has new block ids; the old ones are freed.
+    let reply = machine.one(sync(vec![seen("f", "2")], vec![], machine.applied.changes));
+    assert_eq!(reply.freed_first, [first.unwrap().get()]);
+    let inode = machine.store.view().child(InodeId::ROOT, b"f").unwrap().unwrap();
+    assert_ne!(crate::namespace::block_ids(&inode).next(), first);
+    assert_eq!((inode.content_version, machine.store.view().block_owner(BlockId(first.unwrap().get())).unwrap()), (2, None));
+    // A listing from before must neither change nor remove it.
+    assert_eq!(machine.one(sync(vec![seen("f", "1")], vec![], base)).skipped, 1);
+    assert_eq!(machine.one(sync(vec![], vec!["f"], base)).skipped, 1);
+    // Deleted here, and still there below: it does not come back, neither meanwhile nor by an old listing.
+    let listed = machine.applied.changes;
+    let pending = machine.one(Op::Delete(Delete { path: bytes("/f"), recursive: false })).pending_id;
+    assert!(pending > 0);
+    assert_eq!(machine.one(sync(vec![seen("f", "2")], vec![], machine.applied.changes)).skipped, 1);
+    machine.one(Op::FinishPending(FinishPending { pending_id: pending, ..Default::default() }));
+    assert_eq!(machine.one(sync(vec![seen("f", "2")], vec![], listed)).skipped, 1);
+    assert!(machine.paths().is_empty());
+    // Renamed here, and not yet there: what the store says of the target counts for nothing.
+    machine.one(sync(vec![seen("g", "1")], vec![], machine.applied.changes));
+    let pending = machine.one(Op::Rename(Rename { source: bytes("/g"), target: bytes("/h"), overwrite: false })).pending_id;
+    assert_eq!(machine.one(sync(vec![seen("g", "1")], vec!["h"], machine.applied.changes)).skipped, 2);
+    machine.one(Op::FinishPending(FinishPending { pending_id: pending, ..Default::default() }));
+    assert_eq!(machine.paths().into_keys().collect::<Vec<_>>(), ["/h"]);
+    machine.one(sync(vec![], vec!["h"], machine.applied.changes));
+    assert!(machine.paths().is_empty());
+}

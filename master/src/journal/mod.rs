@@ -89,7 +89,8 @@ impl Journal {
             mpsc::error::TrySendError::Closed(_) => err!(Unavailable, "the journal is closed"),
         })?;
         QUEUED.inc();
-        let reply = answered.await.map_err(|_| err!(Unavailable, "the journal closed before it answered; whether the change is done is not known"))??;
+        let reply =
+            answered.await.map_err(|_| err!(Unavailable, "the journal closed before it answered; whether the change is done is not known"))??;
         match reply.error_kind {
             0 => Ok(reply),
             kind => Err(Error::new(ErrorKind::from_code(kind), reply.error_message)),

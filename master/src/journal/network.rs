@@ -26,7 +26,11 @@ impl RaftNetworkFactory<TypeConfig> for NoPeers {
 }
 
 impl RaftNetwork<TypeConfig> for NoPeers {
-    async fn append_entries(&mut self, _: AppendEntriesRequest<TypeConfig>, _: RPCOption) -> Result<AppendEntriesResponse<NodeId>, Failure<RaftError<NodeId>>> {
+    async fn append_entries(
+        &mut self,
+        _: AppendEntriesRequest<TypeConfig>,
+        _: RPCOption,
+    ) -> Result<AppendEntriesResponse<NodeId>, Failure<RaftError<NodeId>>> {
         Err(unreachable())
     }
 

@@ -6,4 +6,4 @@ mod table;
 
 pub use options::{MountOptions, raw, resolve};
 pub use sync::{Resolved, Syncer};
-pub use table::{Mounted, MountTable};
+pub use table::{MountTable, Mounted};

@@ -37,15 +37,16 @@ impl MountOptions {
         };
         let block_size_bytes = bytes("block_size", config.block_size.as_u64())?;
         let page_size_bytes = bytes("page_size", config.page_size.as_u64())?;
-        if !BLOCK_SIZE_RANGE_BYTES.contains(&block_size_bytes) || !PAGE_SIZE_RANGE_BYTES.contains(&page_size_bytes) || !page_size_bytes.is_power_of_two() {
+        if !BLOCK_SIZE_RANGE_BYTES.contains(&block_size_bytes)
+            || !PAGE_SIZE_RANGE_BYTES.contains(&page_size_bytes)
+            || !page_size_bytes.is_power_of_two()
+        {
             return Err(err!(InvalidArgument, "block_size must be 64 KiB to 4 GiB, page_size a power of two from 64 KiB to 64 MiB"));
         }
         let ufs = options.iter().filter(|(name, _)| !OWN.contains(&name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect();
         Ok(MountOptions { sync_interval, block_size_bytes, page_size_bytes, ufs })
     }
 }
-
-
 
 /// The values of configured options, secrets read from where they are.
 pub fn resolve(options: &BTreeMap<String, OptionValue>) -> Result<HashMap<String, String>> {

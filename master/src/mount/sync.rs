@@ -59,12 +59,7 @@ pub struct Syncer {
 
 impl Default for Syncer {
     fn default() -> Self {
-        Syncer {
-            looked: Cache::new(FRESH_MAX),
-            listed: Cache::new(FRESH_MAX),
-            absent: Cache::new(FRESH_MAX),
-            unshown: Cache::new(FRESH_MAX),
-        }
+        Syncer { looked: Cache::new(FRESH_MAX), listed: Cache::new(FRESH_MAX), absent: Cache::new(FRESH_MAX), unshown: Cache::new(FRESH_MAX) }
     }
 }
 
@@ -89,7 +84,14 @@ fn to_seen(e: &UfsEntry) -> Seen {
 enum Next {
     Done(Resolved),
     /// Look up this name of this folder.
-    Look { mount: Arc<Mounted>, parent: InodeId, name: Vec<u8>, key: Vec<u8>, known: Option<InodeId>, base_index: u64 },
+    Look {
+        mount: Arc<Mounted>,
+        parent: InodeId,
+        name: Vec<u8>,
+        key: Vec<u8>,
+        known: Option<InodeId>,
+        base_index: u64,
+    },
 }
 
 impl Syncer {
@@ -161,7 +163,16 @@ impl Syncer {
     }
 
     #[allow(clippy::too_many_arguments, reason = "one look is described by all of these, and they are used once")]
-    async fn look(&self, core: &Core, mount: &Mounted, parent: InodeId, name: &[u8], key: &[u8], known: Option<InodeId>, base_index: u64) -> Result<()> {
+    async fn look(
+        &self,
+        core: &Core,
+        mount: &Mounted,
+        parent: InodeId,
+        name: &[u8],
+        key: &[u8],
+        known: Option<InodeId>,
+        base_index: u64,
+    ) -> Result<()> {
         let at = Instant::now();
         LOOKUPS.inc();
         let looked = match known {
@@ -264,8 +275,11 @@ impl Syncer {
         };
         let seen: Vec<Seen> = listing.entries.iter().filter(differs).map(to_seen).collect();
         let there: std::collections::HashSet<&[u8]> = listing.entries.iter().map(|e| e.name.as_slice()).collect();
-        let gone: Vec<_> =
-            known.iter().filter(|(name, inode)| inode.persisted && inode.mount_id == 0 && !there.contains(name.as_slice())).map(|(name, _)| name.clone().into()).collect();
+        let gone: Vec<_> = known
+            .iter()
+            .filter(|(name, inode)| inode.persisted && inode.mount_id == 0 && !there.contains(name.as_slice()))
+            .map(|(name, _)| name.clone().into())
+            .collect();
         CHANGES.inc_by((seen.len() + gone.len()) as u64);
         let op = |seen, gone, all_seen| {
             Op::SyncChildren(SyncChildren {

@@ -35,14 +35,7 @@ pub fn check(who: &Who, inode: &Inode, wanted: u32, path: &AbsPath) -> Result<()
         return Ok(());
     }
     let letters: String = [(READ, 'r'), (WRITE, 'w'), (EXECUTE, 'x')].iter().filter(|(bit, _)| wanted & bit != 0).map(|(_, c)| *c).collect();
-    Err(err!(
-        PermissionDenied,
-        "user {} needs {letters} on {path}, which is {}:{} {:04o}",
-        who.user,
-        inode.owner,
-        inode.group,
-        inode.mode
-    ))
+    Err(err!(PermissionDenied, "user {} needs {letters} on {path}, which is {}:{} {:04o}", who.user, inode.owner, inode.group, inode.mode))
 }
 
 /// Whether `who` may pass through every folder above the last name.

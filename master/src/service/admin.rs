@@ -51,7 +51,9 @@ impl Service {
             warnings.push("security.allow_insecure_bind is on: identity is 'simple', every client is whoever it says".to_owned());
         }
         if core.cluster_secret.is_empty() && core.security.allow_insecure_bind {
-            warnings.push("no security.cluster_secret_file: any process that reaches the RPC port can register as a worker and is given credentials".to_owned());
+            warnings.push(
+                "no security.cluster_secret_file: any process that reaches the RPC port can register as a worker and is given credentials".to_owned(),
+            );
         }
         Ok(ReportResponse {
             workers: core.soft.workers.report(),
@@ -74,7 +76,10 @@ impl Service {
 async fn check(mounted: &Mounted) -> Result<()> {
     match tokio::time::timeout(UFS_CHECK_TIMEOUT, mounted.ufs.check()).await {
         Ok(result) => result,
-        Err(_) => Err(forebay_common::Error::new(ErrorKind::Timeout, format!("{} does not answer within {} s", mounted.ufs.uri(), UFS_CHECK_TIMEOUT.as_secs()))),
+        Err(_) => Err(forebay_common::Error::new(
+            ErrorKind::Timeout,
+            format!("{} does not answer within {} s", mounted.ufs.uri(), UFS_CHECK_TIMEOUT.as_secs()),
+        )),
     }
 }
 

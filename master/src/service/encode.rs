@@ -43,10 +43,8 @@ pub fn blocks(core: &Core, inode: &Inode, status: &mut FileStatus) -> Vec<BlockI
         let holders = core.soft.blocks.holders(id);
         status.cached_bytes += holders.iter().map(|h| h.cached_bytes).max().unwrap_or(0).min(length);
         status.mem_bytes += holders.iter().filter(|h| h.tier == "MEM").map(|h| h.cached_bytes).max().unwrap_or(0).min(length);
-        let locations = holders
-            .into_iter()
-            .map(|h| BlockLocation { worker_id: h.worker.get(), tier: h.tier.to_owned(), cached_bytes: h.cached_bytes })
-            .collect();
+        let locations =
+            holders.into_iter().map(|h| BlockLocation { worker_id: h.worker.get(), tier: h.tier.to_owned(), cached_bytes: h.cached_bytes }).collect();
         out.push(BlockInfo { id: id.get(), offset, length, locations });
         offset += inode.block_size_bytes;
     }

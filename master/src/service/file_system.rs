@@ -134,8 +134,8 @@ impl Service {
             other => return Err(err!(InvalidArgument, "write type {other:?} is not through, cache_only or ufs_only")),
         };
         let options = resolved.mount.as_ref().map(|m| m.options.clone());
-        let (block_size, page_size) = options
-            .map_or((core.config.block_size.as_u64(), core.config.page_size.as_u64()), |o| (o.block_size_bytes, o.page_size_bytes));
+        let (block_size, page_size) =
+            options.map_or((core.config.block_size.as_u64(), core.config.page_size.as_u64()), |o| (o.block_size_bytes, o.page_size_bytes));
         let worker = placement::for_writing(core, &request.local_workers, &request.avoid_workers)?;
         let op = journal::Create {
             path: raw(&path),
@@ -303,7 +303,11 @@ impl Service {
                 }
             }
         };
-        if found.inode.folder { folders.push(found.id()) } else { drop_file(&found.inode) }
+        if found.inode.folder {
+            folders.push(found.id())
+        } else {
+            drop_file(&found.inode)
+        }
         while let Some(folder) = folders.pop() {
             for (_, child) in view.children(folder, None, usize::MAX)? {
                 if child.folder { folders.push(InodeId(child.id)) } else { drop_file(&child) }

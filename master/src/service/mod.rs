@@ -134,7 +134,9 @@ async fn mount_configured(core: &Core, config: &Config) -> Result<()> {
         let known = core.store.view().mounts()?.into_iter().find(|m| m.path == path.as_bytes());
         match known {
             Some(known) if known.uri == uri.to_string() => continue,
-            Some(known) => return Err(err!(AlreadyExists, "the configuration mounts {uri} on {path}, where {} is mounted: unmount it first", known.uri)),
+            Some(known) => {
+                return Err(err!(AlreadyExists, "the configuration mounts {uri} on {path}, where {} is mounted: unmount it first", known.uri));
+            }
             None => {}
         }
         let options = resolve(&mount.options)?;

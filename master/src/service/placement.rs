@@ -14,7 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 const FETCHERS: usize = 2;
 
 /// Orders each block's holders (the client's own first), appends who may fetch what is missing, and signs a token per worker.
-pub fn for_reading(core: &Core, who: &Who, inode: &Inode, source: Option<UfsSource>, local: &[u64], blocks: &mut [BlockInfo]) -> Result<(Vec<WorkerToken>, u64)> {
+pub fn for_reading(
+    core: &Core,
+    who: &Who,
+    inode: &Inode,
+    source: Option<UfsSource>,
+    local: &[u64],
+    blocks: &mut [BlockInfo],
+) -> Result<(Vec<WorkerToken>, u64)> {
     let live: BTreeMap<WorkerId, WorkerView> = core.soft.workers.live().into_iter().map(|w| (w.id, w)).collect();
     let views: Vec<WorkerView> = live.values().cloned().collect();
     let local: Vec<WorkerId> = local.iter().map(|id| WorkerId(*id)).filter(|id| live.contains_key(id)).collect();
@@ -71,7 +78,15 @@ pub fn for_writing(core: &Core, local: &[u64], avoid: &[u64]) -> Result<WorkerVi
 }
 
 /// Where, under which lease and into which blocks a client writes.
-pub fn write_target(core: &Core, who: &Who, inode: &Inode, mount: Option<&Mounted>, key: Vec<u8>, worker: &WorkerView, new_blocks: Vec<u64>) -> Result<WriteTarget> {
+pub fn write_target(
+    core: &Core,
+    who: &Who,
+    inode: &Inode,
+    mount: Option<&Mounted>,
+    key: Vec<u8>,
+    worker: &WorkerView,
+    new_blocks: Vec<u64>,
+) -> Result<WriteTarget> {
     let source = match mount {
         Some(mount) if inode.to_ufs => Some(UfsSource { mount_id: mount.id.get(), key, ..UfsSource::default() }),
         _ => None,

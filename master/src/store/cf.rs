@@ -27,8 +27,7 @@ pub enum Cf {
 
 impl Cf {
     /// All of them.
-    pub const ALL: [Cf; 10] =
-        [Cf::Dentry, Cf::Link, Cf::Block, Cf::Mount, Cf::Lease, Cf::Pending, Cf::Tombstone, Cf::Reply, Cf::Client, Cf::Meta];
+    pub const ALL: [Cf; 10] = [Cf::Dentry, Cf::Link, Cf::Block, Cf::Mount, Cf::Lease, Cf::Pending, Cf::Tombstone, Cf::Reply, Cf::Client, Cf::Meta];
 
     /// The name on disk.
     pub const fn name(self) -> &'static str {

@@ -40,9 +40,8 @@ pub trait Reader {
     /// An inode by id, with its place.
     fn inode(&self, id: InodeId) -> Result<Option<(Link, Inode)>> {
         let Some(link) = self.link(id)? else { return Ok(None) };
-        let inode = self
-            .child(InodeId(link.parent_id), &link.name)?
-            .ok_or_else(|| err!(Corrupt, "inode {id} has a link to an entry that is not there"))?;
+        let inode =
+            self.child(InodeId(link.parent_id), &link.name)?.ok_or_else(|| err!(Corrupt, "inode {id} has a link to an entry that is not there"))?;
         Ok(Some((link, inode)))
     }
 

@@ -31,7 +31,9 @@ impl TokenKeys {
     pub fn open(dir: &Path, config: &MasterConfig) -> Result<Self> {
         let path = dir.join("token-keys.json");
         let keys: Vec<Kept> = match std::fs::read(&path) {
-            Ok(raw) => serde_json::from_slice(&raw).map_err(|e| err!(Corrupt, "{}: {e}: remove it, clients will open their files again", path.display()))?,
+            Ok(raw) => {
+                serde_json::from_slice(&raw).map_err(|e| err!(Corrupt, "{}: {e}: remove it, clients will open their files again", path.display()))?
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(forebay_common::Error::io(path.display(), &e)),
         };

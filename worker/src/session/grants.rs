@@ -23,7 +23,12 @@ impl Grants {
     pub fn add(&mut self, block: BlockId, bytes: u64) -> Result<u64> {
         if self.held.len() >= SESSION_GRANTS_MAX || self.pinned_bytes + bytes > self.pinned_max_bytes {
             LIMITED.inc();
-            return Err(err!(LimitExceeded, "this session holds {} grants of {} bytes (worker.session_pinned_max): close some, or read by stream", self.held.len(), self.pinned_bytes));
+            return Err(err!(
+                LimitExceeded,
+                "this session holds {} grants of {} bytes (worker.session_pinned_max): close some, or read by stream",
+                self.held.len(),
+                self.pinned_bytes
+            ));
         }
         let id = self.next;
         self.next += 1;

@@ -148,7 +148,11 @@ async fn read_requests(session: &Arc<Session>, reader: Box<dyn AsyncRead + Send 
 async fn handle(session: &Arc<Session>, id: u64, op: Op) -> Result<()> {
     let answer = match op {
         Op::Hello(hello) if hello.version != DATA_PROTOCOL_VERSION => {
-            return Err(err!(Unsupported, "data protocol {} was asked for, this worker speaks {DATA_PROTOCOL_VERSION}: use the same version of Forebay on both sides", hello.version));
+            return Err(err!(
+                Unsupported,
+                "data protocol {} was asked for, this worker speaks {DATA_PROTOCOL_VERSION}: use the same version of Forebay on both sides",
+                hello.version
+            ));
         }
         Op::Hello(_) => Answer::HelloOk(session.hello()),
         Op::OpenBlock(open) => return session.grant(id, &open).await,

@@ -122,7 +122,8 @@ async fn send_descriptors(socket: &UnixStream, head: &[u8], descriptors: &[Owned
     loop {
         socket.writable().await.map_err(|e| Error::io("writing", &e))?;
         let result = socket.try_io(Interest::WRITABLE, || {
-            sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(head)], &[ControlMessage::ScmRights(&raw)], MsgFlags::MSG_NOSIGNAL, None).map_err(std::io::Error::from)
+            sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(head)], &[ControlMessage::ScmRights(&raw)], MsgFlags::MSG_NOSIGNAL, None)
+                .map_err(std::io::Error::from)
         });
         match result {
             Ok(sent) => return Ok(sent),

@@ -4,8 +4,8 @@
 //! granting). Invariants: bytes → their CRCs → the bit; a set bit is never cleared and its page never written again;
 //! a chunk is served over the network only after it was compared with its CRC once since this process opened the block.
 
-use forebay_common::block_header::{FIXED_BYTES, Header};
 use bytes::Bytes;
+use forebay_common::block_header::{FIXED_BYTES, Header};
 use forebay_common::error::at;
 use forebay_common::limits::CHUNK_SIZE_BYTES;
 use forebay_common::{Result, checksum, err};
@@ -91,7 +91,8 @@ impl BlockFile {
     fn lay_out(header: &Header, data: &File, head: &File) -> Result<Arc<Mmap>> {
         data.set_len(header.length_bytes).map_err(at("extending"))?;
         let head_bytes = header.file_bytes();
-        nix::fcntl::fallocate(head, nix::fcntl::FallocateFlags::empty(), 0, head_bytes as i64).map_err(|e| forebay_common::Error::io("allocating a header", &e.into()))?;
+        nix::fcntl::fallocate(head, nix::fcntl::FallocateFlags::empty(), 0, head_bytes as i64)
+            .map_err(|e| forebay_common::Error::io("allocating a header", &e.into()))?;
         head.write_all_at(&header.encode(), 0).map_err(at("writing a header"))?;
         map_data(data, header.length_bytes)
     }
@@ -114,7 +115,13 @@ impl BlockFile {
         }
         let data_length = data.metadata().map_err(at("data"))?.len();
         if data_length != header.length_bytes || raw.len() < header.file_bytes() {
-            return Err(err!(Corrupt, "block {block} has files of {data_length} and {} bytes instead of {} and {}", raw.len(), header.length_bytes, header.file_bytes()));
+            return Err(err!(
+                Corrupt,
+                "block {block} has files of {data_length} and {} bytes instead of {} and {}",
+                raw.len(),
+                header.length_bytes,
+                header.file_bytes()
+            ));
         }
         let word = |i: usize| {
             let mut w = [0; 8];
@@ -156,7 +163,8 @@ impl BlockFile {
         });
         full.iter().for_each(|w| raw.extend_from_slice(&w.load(Ordering::Relaxed).to_le_bytes()));
         chunk_crcs.iter().for_each(|c| raw.extend_from_slice(&c.to_le_bytes()));
-        let head = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&head_path).map_err(at(head_path.display()))?;
+        let head =
+            File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&head_path).map_err(at(head_path.display()))?;
         head.write_all_at(&raw, 0).map_err(at("writing a header"))?;
         let verified = words(header.chunks());
         (0..header.chunks()).for_each(|c| {
@@ -263,7 +271,10 @@ impl BlockFile {
     /// Bytes of pages that are here, without a copy; the pages must be present and the chunks verified by the caller.
     pub fn slice(&self, offset: u64, length: usize) -> Bytes {
         let range = offset as usize..offset as usize + length;
-        assert!(range.end <= self.map.len() && self.pages_of(offset, length as u64).all(|p| self.has_page(p)), "only present pages are read through the mapping");
+        assert!(
+            range.end <= self.map.len() && self.pages_of(offset, length as u64).all(|p| self.has_page(p)),
+            "only present pages are read through the mapping"
+        );
         Bytes::from_owner(Slice { map: self.map.clone(), range })
     }
 

@@ -1,8 +1,8 @@
 //! Blocks by id, and in the order of their last use (LRU). A use is an open, a fill or a streamed read, not a byte read.
 
 use super::block_file::BlockFile;
-use forebay_common::block_header::FLAG_ONLY_COPY;
 use forebay_common::BlockId;
+use forebay_common::block_header::FLAG_ONLY_COPY;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 

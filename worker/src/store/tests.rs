@@ -18,6 +18,7 @@ fn header(id: u64, length: u64) -> Header {
     Header { block: BlockId(id), file: InodeId(1), length_bytes: length, page_size_bytes: PAGE, flags: 0 }
 }
 
+/// (S-18) What a restart finds is believed by its checksums.
 #[test]
 fn a_page_is_there_after_a_restart_and_a_flipped_bit_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
@@ -48,12 +49,13 @@ fn a_page_is_there_after_a_restart_and_a_flipped_bit_is_noticed() {
     assert!(store.get(BlockId(5)).is_none());
 }
 
+/// (S-17) Eviction unlinks; held bytes count on.
 #[test]
 fn the_oldest_is_evicted_and_held_bytes_count_until_let_go() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), 4 << 20);
     let page = vec![1u8; PAGE as usize];
-    let mut put = |id| {
+    let put = |id| {
         let block = store.get_or_create(header(id, PAGE))?;
         store.fill_page(&block, 0, &page)
     };
@@ -79,6 +81,7 @@ fn the_oldest_is_evicted_and_held_bytes_count_until_let_go() {
     assert_eq!(store.usage().zombie_bytes, 0);
 }
 
+/// (S-17) An only copy is never evicted.
 #[test]
 fn an_only_copy_is_never_evicted() {
     let dir = tempfile::tempdir().unwrap();

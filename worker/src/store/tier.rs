@@ -56,7 +56,8 @@ fn has_huge_pages(dir: &Path) -> bool {
         .filter_map(|line| {
             let mut fields = line.split(' ');
             let (_, at, _, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-            (dir == at || dir.starts_with(&format!("{}/", at.trim_end_matches('/')))).then_some((at.len(), options.contains("huge=within_size") || options.contains("huge=always")))
+            (dir == at || dir.starts_with(&format!("{}/", at.trim_end_matches('/'))))
+                .then_some((at.len(), options.contains("huge=within_size") || options.contains("huge=always")))
         })
         .max_by_key(|(length, _)| *length)
         .is_some_and(|(_, huge)| huge)
@@ -76,7 +77,11 @@ impl Tier {
             match mount_tmpfs(&dir, quota_bytes) {
                 Ok(()) => {}
                 Err(e) if config.mem_mount == MemMount::Always => {
-                    return Err(err!(Unsupported, "a tmpfs cannot be mounted on {}: {e}: needs CAP_SYS_ADMIN, or set worker.mem_mount = \"auto\"", dir.display()));
+                    return Err(err!(
+                        Unsupported,
+                        "a tmpfs cannot be mounted on {}: {e}: needs CAP_SYS_ADMIN, or set worker.mem_mount = \"auto\"",
+                        dir.display()
+                    ));
                 }
                 Err(e) => warnings.push(format!("no tmpfs of our own on {} ({e}): the folder is used as it is", dir.display())),
             }
@@ -88,7 +93,10 @@ impl Tier {
         };
         match pages {
             MemPages::Huge => {}
-            MemPages::Small => warnings.push(format!("the MEM tier {} is on 4 KiB pages: mount it with huge=within_size, reads of warm blocks are 3 to 6 times faster", dir.display())),
+            MemPages::Small => warnings.push(format!(
+                "the MEM tier {} is on 4 KiB pages: mount it with huge=within_size, reads of warm blocks are 3 to 6 times faster",
+                dir.display()
+            )),
             MemPages::Disk => warnings.push(format!("the MEM tier {} is not on tmpfs: its bytes are on a disk", dir.display())),
         }
         let tier_dir = dir.join("blocks");

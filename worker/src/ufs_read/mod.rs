@@ -53,8 +53,10 @@ pub struct Target {
 impl Target {
     /// Of a block that a token covers. Errors: `Unauthenticated` for one that it does not.
     pub fn of(claims: &Claims, block: BlockId) -> Result<Target> {
-        let (file_offset, length_bytes) =
-            claims.block_span(block).filter(|(_, length)| *length > 0).ok_or_else(|| err!(Unauthenticated, "block token does not cover block {block}"))?;
+        let (file_offset, length_bytes) = claims
+            .block_span(block)
+            .filter(|(_, length)| *length > 0)
+            .ok_or_else(|| err!(Unauthenticated, "block token does not cover block {block}"))?;
         let header = Header { block, file: InodeId(claims.file_id), length_bytes, page_size_bytes: claims.page_size_bytes, flags: 0 };
         if !header.page_size_bytes.is_power_of_two() || !forebay_common::limits::PAGE_SIZE_RANGE_BYTES.contains(&header.page_size_bytes) {
             return Err(err!(InvalidArgument, "page size {} is not possible", header.page_size_bytes));
@@ -172,7 +174,9 @@ async fn fetch(core: &Arc<Core>, source: &UfsSource, offset: u64, length: usize)
     let _permit = core.fetcher.permits.acquire().await.map_err(|_| err!(Unavailable, "the worker is stopping"))?;
     let store = core.under_store(MountId(source.mount_id)).await?;
     match store.read(&source.key, offset, length, &source.fingerprint).await {
-        Err(e) if e.kind() == ErrorKind::NotFound && !source.previous_key.is_empty() => store.read(&source.previous_key, offset, length, &source.fingerprint).await,
+        Err(e) if e.kind() == ErrorKind::NotFound && !source.previous_key.is_empty() => {
+            store.read(&source.previous_key, offset, length, &source.fingerprint).await
+        }
         other => other,
     }
 }
