@@ -63,7 +63,7 @@ fn the_oldest_is_evicted_and_held_bytes_count_until_let_go() {
         put(id + 1).unwrap();
     }
     let held = store.get(BlockId(1)).unwrap();
-    let (data, _head) = store.open_for_grant(&held).unwrap();
+    let (data, head) = store.open_for_grant(&held).unwrap();
     drop(held);
     // Touched last, so it outlives the others for a while; then everything is pushed out.
     for id in 100..220 {
@@ -77,6 +77,7 @@ fn the_oldest_is_evicted_and_held_bytes_count_until_let_go() {
     let mut kept = vec![0; PAGE as usize];
     std::fs::File::from(data).read_exact_at(&mut kept, 0).unwrap();
     assert_eq!(kept, page, "a holder of an evicted block still reads its bytes");
+    drop(head);
     store.reap();
     assert_eq!(store.usage().zombie_bytes, 0);
 }
