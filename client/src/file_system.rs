@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tonic::Request;
 
 /// Counters are reported, closed grants told and leases looked after this often.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
+const HOUSEKEEPING: Duration = Duration::from_millis(500);
 
 /// How a file is made.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +47,7 @@ pub(crate) struct Inner {
     pub pool: Pool,
     pub counters: Counters,
     pub config: ClientConfig,
-    leases: Mutex<HashMap<u64, Instant>>,
+    leases: Mutex<HashMap<u64, (Instant, Duration)>>,
 }
 
 /// A connected client.
@@ -318,7 +318,8 @@ impl Inner {
     /// Keeps a lease alive until `end_lease`.
     pub fn keep_lease(&self, lease_id: u64, ttl_ms: u64) {
         let mut leases = self.leases.lock().unwrap_or_else(|e| e.into_inner());
-        leases.insert(lease_id, Instant::now() + Duration::from_millis(ttl_ms / 3));
+        let every = Duration::from_millis(ttl_ms / 3);
+        leases.insert(lease_id, (Instant::now() + every, every));
     }
 
     pub fn end_lease(&self, lease_id: u64) {
@@ -328,28 +329,37 @@ impl Inner {
     async fn renew_leases(&self) {
         let due: Vec<u64> = {
             let leases = self.leases.lock().unwrap_or_else(|e| e.into_inner());
-            leases.iter().filter(|(_, due)| **due <= Instant::now()).map(|(id, _)| *id).collect()
+            leases.iter().filter(|(_, (due, _))| *due <= Instant::now()).map(|(id, _)| *id).collect()
         };
         if due.is_empty() {
             return;
         }
-        let m = &self.master;
-        let renewed = m
-            .change(|caller| {
-                let request = RenewLeaseRequest { caller, lease_ids: due.clone() };
-                let mut files = m.files.clone();
-                async move { files.renew_lease(request).await }
-            })
-            .await;
+        let renewed = self.renew(due.clone()).await;
         let mut leases = self.leases.lock().unwrap_or_else(|e| e.into_inner());
         match renewed {
             Ok(_) => due.iter().for_each(|id| {
                 if let Some(next) = leases.get_mut(id) {
-                    *next = Instant::now() + Duration::from_secs(15);
+                    next.0 = Instant::now() + next.1;
                 }
             }),
             Err(e) => tracing::warn!(error = %e, "leases were not renewed"),
         }
+    }
+
+    /// Renews one lease now. Errors: `Expired` when it is over.
+    pub async fn renew_lease(&self, lease_id: u64) -> Result<()> {
+        self.renew(vec![lease_id]).await
+    }
+
+    async fn renew(&self, lease_ids: Vec<u64>) -> Result<()> {
+        let m = &self.master;
+        m.change(|caller| {
+            let request = RenewLeaseRequest { caller, lease_ids: lease_ids.clone() };
+            let mut files = m.files.clone();
+            async move { files.renew_lease(request).await }
+        })
+        .await
+        .map(drop)
     }
 
     async fn report_counters(&self) -> Result<()> {
@@ -375,8 +385,9 @@ async fn housekeeping(inner: std::sync::Weak<Inner>) {
     loop {
         tick.tick().await;
         let Some(inner) = inner.upgrade() else { return };
-        inner.pool.flush_closes().await;
+        // Leases first: a worker that hangs must not keep them from being renewed.
         inner.renew_leases().await;
+        inner.pool.flush_closes().await;
         if let Err(e) = inner.report_counters().await {
             tracing::debug!(error = %e, "counters are reported later");
         }

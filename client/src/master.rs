@@ -7,7 +7,7 @@ use forebay_proto::admin_client::AdminClient;
 use forebay_proto::convert::from_status;
 use forebay_proto::file_system_client::FileSystemClient;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tonic::transport::{Channel, Endpoint};
@@ -23,8 +23,8 @@ const MESSAGE_MAX_BYTES: usize = 64 << 20;
 pub struct Master {
     address: String,
     user: String,
-    client_id: AtomicU64,
-    sequence: AtomicU64,
+    /// Client id and the last sequence drawn under it.
+    identity: Mutex<(u64, u64)>,
     changes: Semaphore,
     timeout: Duration,
     pub files: FileSystemClient<Channel>,
@@ -55,8 +55,7 @@ impl Master {
         Ok(Master {
             address: config.master.clone(),
             user: if config.user.is_empty() { own_user() } else { config.user.clone() },
-            client_id: AtomicU64::new(draw_client_id()),
-            sequence: AtomicU64::new(0),
+            identity: Mutex::new((draw_client_id(), 0)),
             changes: Semaphore::new(CHANGES_MAX),
             timeout: Duration::from_millis(config.call_timeout_ms),
             files: FileSystemClient::new(channel.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES),
@@ -74,8 +73,24 @@ impl Master {
         self.timeout
     }
 
-    fn caller(&self, sequence: u64) -> Option<Caller> {
-        Some(Caller { user: self.user.clone(), client_id: self.client_id.load(Ordering::Relaxed), sequence })
+    /// Who is asking a question.
+    fn asker(&self) -> Option<Caller> {
+        Some(Caller { user: self.user.clone(), ..Caller::default() })
+    }
+
+    /// Who is making a change: its own sequence number under the id of now.
+    fn changer(&self) -> Option<Caller> {
+        let mut identity = self.identity.lock().unwrap_or_else(|e| e.into_inner());
+        identity.1 += 1;
+        Some(Caller { user: self.user.clone(), client_id: identity.0, sequence: identity.1 })
+    }
+
+    /// Starts over under a new id, unless another call has done so since `used`.
+    fn renew_identity(&self, used: u64) {
+        let mut identity = self.identity.lock().unwrap_or_else(|e| e.into_inner());
+        if identity.0 == used {
+            *identity = (draw_client_id(), 0);
+        }
     }
 
     /// A question. `call` is given the caller and may be called again.
@@ -84,7 +99,7 @@ impl Master {
         F: Fn(Option<Caller>) -> R,
         R: Future<Output = Result<Response<T>, Status>>,
     {
-        self.attempts(|| call(self.caller(0)), false).await
+        self.attempts(|| call(self.asker()), false).await
     }
 
     /// A change: done once, however often it has to be sent.
@@ -94,14 +109,13 @@ impl Master {
         R: Future<Output = Result<Response<T>, Status>>,
     {
         let _permit = self.changes.acquire().await.map_err(|_| err!(Internal, "client is closed"))?;
-        let caller = self.caller(self.sequence.fetch_add(1, Ordering::Relaxed) + 1);
+        let caller = self.changer();
         match self.attempts(|| call(caller.clone()), true).await {
             // This client was silent for so long that the master forgot it: it starts over under a new id. Only a call that
             // was refused the first time it was sent may be sent again.
             Err(e) if e.kind() == ErrorKind::Expired && e.message().starts_with("this call is older") => {
-                self.client_id.store(draw_client_id(), Ordering::Relaxed);
-                self.sequence.store(1, Ordering::Relaxed);
-                let caller = self.caller(1);
+                self.renew_identity(caller.as_ref().map_or(0, |c| c.client_id));
+                let caller = self.changer();
                 self.attempts(|| call(caller.clone()), true).await
             }
             other => other,

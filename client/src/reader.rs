@@ -16,7 +16,7 @@ use forebay_proto::data_response::Op as Answer;
 use forebay_proto::{BadChunk, BlockInfo, FileStatus, Fill, OpenResponse, ReadBlock, WorkerAddress};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 /// Bytes of one streamed request.
@@ -39,7 +39,7 @@ pub struct FileReader {
     pub(crate) path: AbsPath,
     status: FileStatus,
     located: RwLock<Arc<Located>>,
-    local: Vec<RwLock<Option<Arc<LocalBlock>>>>,
+    local: Vec<RwLock<Weak<LocalBlock>>>,
     sequential: Mutex<Sequential>,
 }
 
@@ -165,7 +165,9 @@ impl FileReader {
     pub async fn descriptor(&self, block: usize) -> Option<std::os::fd::OwnedFd> {
         let length = self.located().blocks.get(block)?.length;
         self.make_present(block, 0..length, 0..length).await.ok()?;
-        self.held(block)?.descriptor().try_clone_to_owned().ok()
+        let local = self.held(block)?;
+        local.verify(0..length).ok()?;
+        local.descriptor().try_clone_to_owned().ok()
     }
 
     /// Has every block of the file cached, on the worker that the master names first for it; `each` is told of bytes as
@@ -202,23 +204,18 @@ impl FileReader {
     }
 
     pub(crate) fn held(&self, block: usize) -> Option<Arc<LocalBlock>> {
-        self.local.get(block)?.read().unwrap_or_else(|e| e.into_inner()).clone()
+        self.local.get(block)?.read().unwrap_or_else(|e| e.into_inner()).upgrade()
     }
 
     fn let_go(&self, block: usize) {
         if let Some(slot) = self.local.get(block) {
-            let dropped = slot.write().unwrap_or_else(|e| e.into_inner()).take();
-            drop(dropped);
+            *slot.write().unwrap_or_else(|e| e.into_inner()) = Weak::new();
         }
     }
 
     /// Reads from the mapping when the block is held and the range present. Errors: none but those of the last source.
     fn read_mapped(&self, block: usize, range: Range<u64>, out: &mut [u8]) -> Result<bool> {
-        let slot = match self.local.get(block) {
-            Some(slot) => slot.read().unwrap_or_else(|e| e.into_inner()),
-            None => return Ok(false),
-        };
-        let Some(local) = slot.as_ref() else { return Ok(false) };
+        let Some(local) = self.held(block) else { return Ok(false) };
         if local.missing(range.clone()).is_some() || local.read(range.start, out).is_err() {
             return Ok(false);
         }
@@ -239,7 +236,7 @@ impl FileReader {
             None => {
                 let local = self.inner.pool.grant(address, token, BlockId(info.id), info.length).await?;
                 if let Some(slot) = self.local.get(block) {
-                    *slot.write().unwrap_or_else(|e| e.into_inner()) = Some(local.clone());
+                    *slot.write().unwrap_or_else(|e| e.into_inner()) = Arc::downgrade(&local);
                 }
                 local
             }
@@ -250,7 +247,8 @@ impl FileReader {
         if ahead.end > now.end
             && let Some(missing) = local.missing(now.end..ahead.end)
         {
-            drop(local.connection().request(fill(missing.start..ahead.end, false), &[], 1).await?);
+            let end = ahead.end.min(missing.start + LOAD_BYTES);
+            drop(local.connection().request(fill(missing.start..end, false), &[], 1).await?);
         }
         if let Some(missing) = local.missing(now.clone()) {
             let filled = local.connection().call(fill(missing.start..now.end.max(missing.end), true)).await;

@@ -10,6 +10,7 @@ use forebay_proto::data_response::Op as Answer;
 use forebay_proto::*;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Bytes gathered before they are sent.
 const PIECE_BYTES: usize = 1 << 20;
@@ -31,6 +32,8 @@ pub struct FileWriter {
     next_blocks: u32,
     fresh_token: Bytes,
     finished: bool,
+    broken: bool,
+    renewed: Instant,
 }
 
 impl FileWriter {
@@ -80,6 +83,8 @@ impl FileWriter {
             next_blocks: 1,
             fresh_token: Bytes::new(),
             finished: false,
+            broken: false,
+            renewed: Instant::now(),
         })
     }
 
@@ -105,7 +110,17 @@ impl FileWriter {
         Ok(())
     }
 
+    /// Once a piece was lost (an error, a cancelled call) nothing may follow it.
     async fn send(&mut self, piece: &[u8]) -> Result<()> {
+        if std::mem::replace(&mut self.broken, true) {
+            return Err(err!(Expired, "{} lost bytes in an earlier write that failed: write it again", self.path));
+        }
+        self.send_piece(piece).await?;
+        self.broken = false;
+        Ok(())
+    }
+
+    async fn send_piece(&mut self, piece: &[u8]) -> Result<()> {
         if let Some(e) = self.write.try_error() {
             return Err(self.failed(e));
         }
@@ -157,6 +172,13 @@ impl FileWriter {
         let piece = self.buffer.split();
         if !piece.is_empty() {
             self.send(&piece).await?;
+        }
+        if self.broken {
+            return Err(err!(Expired, "{} lost bytes in an earlier write that failed: write it again", self.path));
+        }
+        // A writer that slept past its lease must not publish over what somebody else wrote since.
+        if self.renewed.elapsed() > Duration::from_millis(self.target.lease_ttl_ms / 3) {
+            self.inner.renew_lease(self.target.lease_id).await.map_err(|e| self.failed(e))?;
         }
         let commit = CommitWrite { write_id: Connection::id_of(&self.write), length: self.sent };
         let answer = match self.connection.call(Op::CommitWrite(commit)).await {

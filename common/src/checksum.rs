@@ -12,9 +12,9 @@ pub fn chunk_crcs(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
     bytes.chunks(CHUNK_SIZE_BYTES).map(crc32c)
 }
 
-/// CRC32C of `a ++ b` from the CRCs of both and the length of `b`.
-pub fn combine(a: u32, b: u32, b_length: usize) -> u32 {
-    crc32c::crc32c_combine(a, b, b_length)
+/// CRC32C of `a ++ bytes` from that of `a`; 0 is that of nothing.
+pub fn append(a: u32, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(a, bytes)
 }
 
 #[cfg(test)]
@@ -25,6 +25,6 @@ mod tests {
     #[test]
     fn known_answer() {
         assert_eq!(crc32c(b"123456789"), 0xE306_9283);
-        assert_eq!(combine(crc32c(b"12345"), crc32c(b"6789"), 4), 0xE306_9283);
+        assert_eq!(append(append(0, b"12345"), b"6789"), 0xE306_9283);
     }
 }

@@ -149,7 +149,8 @@ async fn check(fs: &FileSystem, dir: &str, record: &Record) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_master_is_killed_under_load() {
     let mut rng = rng("the_master_is_killed_under_load");
-    let mut cluster = Cluster::start(1, &[]).await;
+    // Checkpoints, and logs cut behind them, happen many times in between.
+    let mut cluster = Cluster::start(1, &[("master.checkpoint_every_entries", "1500")]).await;
     let patient = cluster.client().await;
     for i in 0..CLIENTS {
         patient.mkdir(&p(&format!("/c{i}")), false, false).await.unwrap();
@@ -177,6 +178,8 @@ async fn the_master_is_killed_under_load() {
     let (acknowledged, unanswered): (u64, u64) = (records.iter().map(|r| r.acknowledged).sum(), records.iter().map(|r| r.unanswered).sum());
     eprintln!("{KILLS} kills, {acknowledged} changes acknowledged, {unanswered} not answered");
     assert!(acknowledged > 200, "the load was real");
+    let checkpoints = std::fs::read_dir(cluster.dir.path().join("master/checkpoints")).map_or(0, Iterator::count);
+    assert!(checkpoints > 0, "checkpoints were made");
     for (i, record) in records.iter().enumerate() {
         check(&patient, &format!("/c{i}"), record).await;
     }

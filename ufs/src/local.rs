@@ -147,7 +147,7 @@ impl LocalStore {
     pub async fn read(&self, key: &[u8], offset: u64, length: usize, expected: &str) -> Result<Bytes> {
         let (root, key, expected) = (self.root.clone(), key.to_vec(), expected.to_owned());
         blocking(move || {
-            let file = File::from(beneath(&root, &key, OFlag::O_RDONLY)?);
+            let file = File::from(beneath(&root, &key, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?);
             let changed = |m: Metadata| {
                 let now = fingerprint::of_file(&m);
                 if now == expected {

@@ -115,8 +115,9 @@ impl ObjectStore {
             Err(e) if e.kind() == opendal::ErrorKind::NotFound => {}
             Err(e) => return Err(error(e)),
         }
-        let below = self.operator.list_with(&format!("{key}/")).limit(1).await.map_err(error)?;
-        if below.is_empty() { Err(err!(NotFound, "no such object")) } else { Ok(folder_entry(name)) }
+        // The limit is of one request; only the first is made.
+        let mut below = self.operator.lister_with(&format!("{key}/")).limit(1).await.map_err(error)?;
+        if below.next().await.transpose().map_err(error)?.is_none() { Err(err!(NotFound, "no such object")) } else { Ok(folder_entry(name)) }
     }
 
     pub async fn list(&self, key: &[u8]) -> Result<Listing> {

@@ -140,6 +140,8 @@ impl Heartbeat {
             }
             Err(status) => {
                 self.core.store.put_changed_back(changed.into_iter().map(|(id, _)| id));
+                // The lost answer may have carried deletions: what no file has is reported, and ordered deleted again.
+                self.core.store.note_all_changed();
                 self.core.reporter.changed_files.lock().unwrap_or_else(|e| e.into_inner()).extend(changed_files);
                 Err(from_status(&status))
             }

@@ -57,6 +57,7 @@ impl WorkerHandle {
 /// Prepares the tier, takes over its blocks, binds the sockets and reports to the master until `shutdown`.
 pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<WorkerHandle> {
     let worker = config.worker.clone();
+    raise_descriptor_limit();
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -108,6 +109,15 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
     ];
     tracing::info!(worker = %id, %data_addr, socket = %socket_path.display(), "worker is up");
     Ok(WorkerHandle { id, data_addr, web_addr, socket_path, mem_dir, registered, tasks })
+}
+
+/// Each block keeps two descriptors: as many as the system lets us have.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(e) = raised {
+        tracing::warn!(error = %e, "the limit of open files stays as it is");
+    }
 }
 
 async fn bind(host: &str, port: u16, key: &str) -> Result<TcpListener> {

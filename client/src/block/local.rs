@@ -103,7 +103,7 @@ impl LocalBlock {
     }
 
     /// Compares the chunks of a present range with their CRCs, those this grant has not looked at. Errors: `Corrupt`.
-    fn verify(&self, range: Range<u64>) -> Result<()> {
+    pub fn verify(&self, range: Range<u64>) -> Result<()> {
         for chunk in range.start as usize / CHUNK_SIZE_BYTES..(range.end as usize).div_ceil(CHUNK_SIZE_BYTES) {
             self.verify_chunk(chunk)?;
         }

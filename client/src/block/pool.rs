@@ -199,7 +199,8 @@ impl Pool {
             connection.close_later(granted.grant_id);
             return Err(err!(Unsupported, "the descriptors did not arrive: a sandbox drops them"));
         };
-        let local = Arc::new(LocalBlock::new(block, length, granted.grant_id, descriptors, connection)?);
+        let made = LocalBlock::new(block, length, granted.grant_id, descriptors, connection.clone());
+        let local = Arc::new(made.inspect_err(|_| connection.close_later(granted.grant_id))?);
         let mut held = lock(&self.granted);
         if held.blocks.insert(block, local.clone()).is_none() {
             held.order.push_back(block);

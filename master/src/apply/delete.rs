@@ -30,10 +30,10 @@ pub fn delete(c: &mut Context<'_, '_>, op: &Delete) -> Result<()> {
             return Err(err!(NotEmpty, "{path} is not empty: use -R to delete it with all below it"));
         }
     }
-    let persisted = found.inode.persisted;
+    let in_store = found.inode.persisted || found.inode.shadows;
     remove_tree(c, found.parent, &found.name, found.inode.clone())?;
     c.note_removal(found.parent)?;
-    if persisted && let Some((mount_id, _)) = walk.mount {
+    if in_store && let Some((mount_id, _)) = walk.mount {
         let pending = Pending {
             mount_id: mount_id.get(),
             kind: "delete".into(),
@@ -66,15 +66,17 @@ pub fn finish_pending(c: &mut Context<'_, '_>, op: &FinishPending) -> Result<()>
     let parent = InodeId(pending.source_parent_id);
     c.txn.delete(Cf::Tombstone, &dentry_key(parent, &pending.source_name));
     c.note_removal(parent)?;
-    if pending.kind == "rename" && !op.fingerprint.is_empty() && op.error.is_empty() {
+    if pending.kind == "rename" {
         let target = InodeId(pending.target_parent_id);
-        // Moving a file changes its change time, which is part of its fingerprint; its bytes are the same.
         if let Some(mut inode) = c.txn.child(target, &pending.target_name)?
             && inode.id == pending.inode_id
-            && inode.fingerprint == op.previous_fingerprint
         {
-            inode.fingerprint = op.fingerprint.clone();
+            // A look at the store that began before it had followed must not count.
             inode.changed_index = c.change;
+            // Moving a file changes its change time, which is part of its fingerprint; its bytes are the same.
+            if !op.fingerprint.is_empty() && op.error.is_empty() && inode.fingerprint == op.previous_fingerprint {
+                inode.fingerprint = op.fingerprint.clone();
+            }
             c.update(target, &pending.target_name, &inode);
         }
     }

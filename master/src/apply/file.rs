@@ -4,7 +4,7 @@ use super::context::Context;
 use super::{block, delete, folder};
 use crate::namespace::{self, EXECUTE, WRITE, block_ids, blocks_for};
 use crate::store::{Cf, Reader, id_key};
-use forebay_common::limits::{BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX};
+use forebay_common::limits::{BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX, BLOCKS_PER_FILE_MAX};
 use forebay_common::{InodeId, Result, err};
 use forebay_proto::journal::{Abandon, AddBlocks, Complete, Create, RenewLease};
 use forebay_proto::store::{Inode, Lease, Link};
@@ -16,8 +16,10 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     if !BLOCK_SIZE_RANGE_BYTES.contains(&op.block_size_bytes) {
         return Err(err!(InvalidArgument, "block size {} is not between 64 KiB and 4 GiB", op.block_size_bytes));
     }
+    let mut shadows = false;
     let parent = if walk.is_complete() {
         let found = walk.deepest();
+        shadows = found.inode.persisted || found.inode.shadows;
         if found.inode.folder {
             return Err(err!(IsADirectory, "{path} is a folder"));
         }
@@ -43,6 +45,7 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     inode.block_size_bytes = op.block_size_bytes;
     inode.page_size_bytes = op.page_size_bytes;
     inode.to_ufs = op.to_ufs;
+    inode.shadows = shadows;
     inode.cached = op.cached;
     inode.content_version = 1;
     let lease_id = c.counters.next_lease_id;
@@ -81,6 +84,9 @@ fn leased(c: &Context<'_, '_>, file_id: u64, lease_id: u64) -> Result<(Link, Ino
 pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
     let (link, mut inode, mut lease) = leased(c, op.file_id, op.lease_id)?;
     let count = u64::from(op.count).clamp(1, BLOCKS_PER_ALLOCATION_MAX);
+    if block_ids(&inode).count() as u64 + count > BLOCKS_PER_FILE_MAX {
+        return Err(err!(LimitExceeded, "a file has at most {BLOCKS_PER_FILE_MAX} blocks: write it with larger ones").with_retryable(false));
+    }
     let first = block::allocate(c, InodeId(inode.id), count)?;
     block::append_run(&mut inode, first, count);
     c.update(InodeId(link.parent_id), &link.name, &inode);
@@ -94,12 +100,24 @@ pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
 
 pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
     let (link, mut inode, lease) = leased(c, op.file_id, op.lease_id)?;
+    if blocks_for(op.length, inode.block_size_bytes) > BLOCKS_PER_FILE_MAX {
+        return Err(err!(
+            LimitExceeded,
+            "{} bytes are more than {BLOCKS_PER_FILE_MAX} blocks of {}: write the file with larger blocks",
+            op.length,
+            inode.block_size_bytes
+        )
+        .with_retryable(false));
+    }
     let needed = if inode.cached { blocks_for(op.length, inode.block_size_bytes) } else { op.block_ids.len() as u64 };
     let ids: Vec<u64> = block_ids(&inode).map(|b| b.get()).collect();
     let in_order = ids.starts_with(&op.block_ids);
-    let sum: u64 = op.block_lengths.iter().sum();
+    // Numbers of a client: they may add up to anything, or to nothing a number holds.
+    let sum = op.block_lengths.iter().try_fold(0u64, |sum, length| sum.checked_add(*length));
     let full = op.block_lengths.iter().rev().skip(1).all(|l| *l == inode.block_size_bytes);
-    if inode.cached && (!in_order || op.block_ids.len() as u64 != needed || op.block_lengths.len() as u64 != needed || sum != op.length || !full) {
+    if inode.cached
+        && (!in_order || op.block_ids.len() as u64 != needed || op.block_lengths.len() as u64 != needed || sum != Some(op.length) || !full)
+    {
         return Err(err!(InvalidArgument, "the blocks of file {} do not add up to {} bytes in allocated order", op.file_id, op.length));
     }
     if inode.to_ufs && op.fingerprint.is_empty() {
@@ -133,6 +151,7 @@ pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
     inode.length = op.length;
     inode.completed = true;
     inode.persisted = inode.to_ufs;
+    inode.shadows &= !inode.persisted;
     inode.fingerprint = op.fingerprint.clone();
     inode.modified_ms = c.now_ms();
     inode.changed_index = c.change;
@@ -140,7 +159,7 @@ pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
     c.update(InodeId(link.parent_id), &link.name, &inode);
     c.txn.delete_id(Cf::Lease, lease.id);
     c.reply.file_id = inode.id;
-    Ok(())
+    if inode.to_ufs { folder::note_persisted(c, InodeId(link.parent_id)) } else { Ok(()) }
 }
 
 pub fn abandon(c: &mut Context<'_, '_>, op: &Abandon) -> Result<()> {

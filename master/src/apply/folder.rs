@@ -2,7 +2,8 @@
 
 use super::context::Context;
 use crate::namespace::{self, EXECUTE, Found, WRITE, Walk};
-use forebay_common::{Result, err};
+use crate::store::Reader;
+use forebay_common::{InodeId, Result, err};
 use forebay_proto::journal::Mkdir;
 
 pub fn mkdir(c: &mut Context<'_, '_>, op: &Mkdir) -> Result<()> {
@@ -22,6 +23,9 @@ pub fn mkdir(c: &mut Context<'_, '_>, op: &Mkdir) -> Result<()> {
     namespace::check(&c.who, &walk.deepest().inode, WRITE | EXECUTE, &path)?;
     let persisted = walk.mount.is_some();
     let made = make_missing(c, &walk, walk.missing.len(), persisted)?;
+    if persisted {
+        note_persisted(c, made.parent)?;
+    }
     let mut inode = made.inode.clone();
     inode.mode = op.mode;
     c.update(made.parent, &made.name, &inode);
@@ -46,4 +50,18 @@ pub fn make_missing(c: &mut Context<'_, '_>, walk: &Walk, count: usize, persiste
         above = Found { parent: above.id(), name: name.clone(), inode };
     }
     Ok(above)
+}
+
+/// A file below is in the under store now, and so are the folders above it.
+pub fn note_persisted(c: &mut Context<'_, '_>, mut folder: InodeId) -> Result<()> {
+    while folder != InodeId::ROOT {
+        let Some((link, mut inode)) = c.txn.inode(folder)? else { return Ok(()) };
+        if inode.persisted || inode.mount_id > 0 {
+            return Ok(());
+        }
+        inode.persisted = true;
+        folder = InodeId(link.parent_id);
+        c.update(folder, &link.name, &inode);
+    }
+    Ok(())
 }

@@ -42,6 +42,8 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
     }
     namespace::check(&c.who, &above.inode, WRITE | EXECUTE, &source)?;
     namespace::check(&c.who, &below.inode, WRITE | EXECUTE, &target)?;
+    // What was in the store under the target's name stays there when a file of the cache alone takes the name.
+    let mut shadows = false;
     if to.is_complete() {
         let old = to.deepest().clone();
         if !op.overwrite {
@@ -57,11 +59,13 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
             return Err(err!(InvalidArgument, "{target} is a mount"));
         }
         check_nothing_open(c, &old, &target)?;
+        shadows = !found.inode.persisted && (old.inode.persisted || old.inode.shadows);
         remove_entry(c, old.parent, &old.name, old.inode);
     }
     c.check_no_tombstone(below.id(), &name, &target)?;
     let mut inode = found.inode.clone();
     inode.changed_index = c.change;
+    inode.shadows = shadows;
     let persisted = inode.persisted;
     c.txn.delete(Cf::Dentry, &dentry_key(found.parent, &found.name));
     c.txn.put(Cf::Dentry, &dentry_key(below.id(), &name), &inode);
@@ -80,6 +84,19 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
             target_name: name.into(),
             target_path: target.as_bytes().to_vec().into(),
             inode_id: inode.id,
+            ..Pending::default()
+        };
+        add_pending(c, pending);
+    } else if found.inode.shadows
+        && let Some((mount_id, _)) = from.mount
+    {
+        // The older object under the source's name would come back there.
+        let pending = Pending {
+            mount_id: mount_id.get(),
+            kind: "delete".into(),
+            source_key: from.ufs_key(&source).into(),
+            source_parent_id: found.parent.get(),
+            source_name: found.name.clone().into(),
             ..Pending::default()
         };
         add_pending(c, pending);

@@ -30,12 +30,15 @@ pub fn remembered(txn: &Txn<'_>, command: &Command) -> Result<Option<Reply>> {
     }))
 }
 
+/// Answers forgotten at a time.
+const TRIM_EVERY: u64 = 32;
 /// Calls of an unknown client that are taken.
 pub const FIRST_CALLS: u64 = 64;
 
 /// Keeps the answer and forgets what leaves the window.
 pub fn remember(txn: &mut Txn<'_>, command: &Command, reply: &Reply, change: u64, counters: &mut Counters, limits: &Limits) -> Result<()> {
-    if command.client_id == 0 {
+    // A refusal that may be tried again has changed nothing: the next try is to be answered afresh.
+    if command.client_id == 0 || (reply.error_kind != 0 && ErrorKind::from_code(reply.error_kind).is_retryable()) {
         return Ok(());
     }
     let key = id_key(command.client_id);
@@ -52,10 +55,12 @@ pub fn remember(txn: &mut Txn<'_>, command: &Command, reply: &Reply, change: u64
     txn.put(Cf::Reply, &reply_key(command.client_id, command.sequence), reply);
     client.touched = change;
     let floor = command.sequence.saturating_sub(limits.replies_per_client);
-    if floor > client.forgotten_below {
-        for sequence in client.forgotten_below + 1..=floor {
-            if floor - sequence < 4 * limits.replies_per_client {
-                txn.delete(Cf::Reply, &reply_key(command.client_id, sequence));
+    // In steps, so that the scan is paid once in a while.
+    if floor >= client.forgotten_below.saturating_add(TRIM_EVERY) {
+        // Whatever a client's numbers are, no more rows are there than the window held.
+        for (row, _) in txn.scan(Cf::Reply, &key, None, usize::MAX)? {
+            if row.as_slice() <= reply_key(command.client_id, floor).as_slice() {
+                txn.delete(Cf::Reply, &row);
             }
         }
         client.forgotten_below = floor;

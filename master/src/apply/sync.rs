@@ -8,6 +8,7 @@ use super::context::Context;
 use super::{block, delete};
 use crate::namespace::blocks_for;
 use crate::store::{Cf, Reader, dentry_key};
+use forebay_common::limits::BLOCKS_PER_FILE_MAX;
 use forebay_common::{AbsPath, InodeId, Result, err};
 use forebay_proto::journal::{Seen, SyncChildren};
 use forebay_proto::store::Inode;
@@ -23,6 +24,10 @@ pub fn children(c: &mut Context<'_, '_>, op: &SyncChildren) -> Result<()> {
     if !parent.folder {
         return Err(err!(NotADirectory, "inode {parent_id} is a file"));
     }
+    if moved_since(c, parent_id, op.base_index)? {
+        c.reply.skipped += (op.seen.len() + op.gone.len()) as u64;
+        return Ok(());
+    }
     let moving = moving_targets(c)?;
     if !moving.is_empty() {
         let path = c.txn.path_of(parent_id)?;
@@ -36,15 +41,34 @@ pub fn children(c: &mut Context<'_, '_>, op: &SyncChildren) -> Result<()> {
         if is_moving(&seen.name) { c.reply.skipped += 1 } else { one(c, op, &parent, seen)? }
     }
     for name in &op.gone {
-        if is_moving(name) { c.reply.skipped += 1 } else { gone(c, op, parent_id, name)? }
+        let full = if moving.is_empty() { None } else { Some(c.txn.path_of(parent_id)?.join(name)?) };
+        let above_moving = full.is_some_and(|full| moving.iter().any(|(target, ..)| target.starts_with(&full)));
+        if is_moving(name) || above_moving { c.reply.skipped += 1 } else { gone(c, op, parent_id, name)? }
     }
-    if op.all_seen && !parent.children_known {
+    if op.all_seen && !parent.children_known && c.reply.skipped == 0 {
         // Read again: rows above may have written it.
         let mut now = c.txn.child(place.0, &place.1)?.ok_or_else(|| err!(NotFound, "the folder is gone"))?;
         now.children_known = true;
         c.update(place.0, &place.1, &now);
     }
     Ok(())
+}
+
+/// Whether this folder or one above it was renamed (or its rename arrived in the store) after the look began: then the look
+/// was at another place.
+fn moved_since(c: &Context<'_, '_>, mut folder: InodeId, base_index: u64) -> Result<bool> {
+    while folder != InodeId::ROOT {
+        let Some((link, inode)) = c.txn.inode(folder)? else { return Ok(true) };
+        // A mount's folder is not moved: its number is of the mounting itself.
+        if inode.mount_id > 0 {
+            return Ok(false);
+        }
+        if inode.changed_index > base_index {
+            return Ok(true);
+        }
+        folder = InodeId(link.parent_id);
+    }
+    Ok(false)
 }
 
 /// Where renames lead that under stores have not done yet: what lies there is not to be compared with them. Path, parent
@@ -58,6 +82,10 @@ fn moving_targets(c: &Context<'_, '_>) -> Result<Vec<(AbsPath, u64, Vec<u8>)>> {
 fn one(c: &mut Context<'_, '_>, op: &SyncChildren, parent: &Inode, seen: &Seen) -> Result<()> {
     let parent_id = InodeId(parent.id);
     forebay_common::path::check_name(&seen.name)?;
+    if blocks_for(seen.length, op.block_size_bytes) > BLOCKS_PER_FILE_MAX {
+        // Too large for this mount's blocks: not shown, and not in the way of the others.
+        return Ok(());
+    }
     match c.txn.child(parent_id, &seen.name)? {
         None => {
             let tombstone = c.txn.get(Cf::Tombstone, &dentry_key(parent_id, &seen.name))?;

@@ -309,7 +309,7 @@ fn a_call_sent_twice_is_done_once_and_an_old_one_never() {
     };
     let first = machine.entry(&[create(1)]).remove(0);
     assert_eq!(machine.entry(&[create(1), create(1)]), [first.clone(), first.clone()]);
-    for n in 2..=70 {
+    for n in 2..=130 {
         assert_eq!(machine.entry(&[create(n)])[0].error_kind, 0);
     }
     let old = machine.entry(&[create(1)]).remove(0);

@@ -154,8 +154,11 @@ impl Checkpointer {
 }
 
 fn write_synced(path: &Path, value: &serde_json::Value) -> Result<()> {
-    std::fs::write(path, value.to_string()).map_err(at("checkpoint"))?;
-    std::fs::File::open(path).and_then(|f| f.sync_all()).map_err(at("checkpoint"))?;
+    // Under a temporary name first: a name that counts is never of a file that is not whole.
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, value.to_string()).map_err(at("checkpoint"))?;
+    std::fs::File::open(&temporary).and_then(|f| f.sync_all()).map_err(at("checkpoint"))?;
+    std::fs::rename(&temporary, path).map_err(at("checkpoint"))?;
     let parent = path.parent().unwrap_or(Path::new("/"));
     std::fs::File::open(parent).and_then(|d| d.sync_all()).map_err(at("checkpoint"))
 }

@@ -30,6 +30,8 @@ const FRESH_MAX: u64 = 1_000_000;
 const ROWS_PER_COMMAND: usize = 1_000;
 /// Looks at one path before giving up: each name below a mount takes one, and races take another.
 const ROUNDS_MAX: usize = 600;
+/// Listings of one folder that may turn out stale before its reader is told so.
+const LISTING_ROUNDS: usize = 5;
 /// How long a failing store is left alone where something cached can be served instead.
 const FAILED_LOOK_BACKOFF: Duration = Duration::from_secs(5);
 /// Limit of a look that something cached could stand in for.
@@ -55,11 +57,19 @@ pub struct Syncer {
     listed: Cache<InodeId, Instant>,
     absent: Cache<(InodeId, Vec<u8>), Instant>,
     unshown: Cache<u64, u64>,
+    /// Files that a worker met another version of: to be looked at whatever is fresh.
+    stale: Cache<InodeId, ()>,
 }
 
 impl Default for Syncer {
     fn default() -> Self {
-        Syncer { looked: Cache::new(FRESH_MAX), listed: Cache::new(FRESH_MAX), absent: Cache::new(FRESH_MAX), unshown: Cache::new(FRESH_MAX) }
+        Syncer {
+            looked: Cache::new(FRESH_MAX),
+            listed: Cache::new(FRESH_MAX),
+            absent: Cache::new(FRESH_MAX),
+            unshown: Cache::new(FRESH_MAX),
+            stale: Cache::new(FRESH_MAX),
+        }
     }
 }
 
@@ -109,6 +119,7 @@ impl Syncer {
     /// Has the next access look at the store: somebody met another version there.
     pub fn invalidate(&self, id: InodeId) {
         self.looked.invalidate(&id);
+        self.stale.insert(id, ());
     }
 
     /// Objects of a mount that cannot be shown, as far as listings met them.
@@ -139,7 +150,8 @@ impl Syncer {
         let mount = core.soft.mounts.get(&core.store, &core.config, mount_id)?;
         let deepest = walk.deepest();
         let (parent, name, known) = if walk.is_complete() {
-            let listed = walk.chain.len() >= 2 && fresh(self.listed.get(&deepest.parent), &mount.options, began);
+            let listed =
+                walk.chain.len() >= 2 && !self.stale.contains_key(&deepest.id()) && fresh(self.listed.get(&deepest.parent), &mount.options, began);
             let own = !deepest.inode.completed || (!deepest.inode.folder && !deepest.inode.persisted);
             if walk.chain.len() - 1 == depth || own || listed || fresh(self.looked.get(&deepest.id()), &mount.options, began) {
                 return Ok(Next::Done(Resolved { walk, mount: Some(mount) }));
@@ -175,6 +187,9 @@ impl Syncer {
     ) -> Result<()> {
         let at = Instant::now();
         LOOKUPS.inc();
+        if let Some(id) = known {
+            self.stale.invalidate(&id);
+        }
         let looked = match known {
             None => mount.ufs.stat(key).await,
             Some(_) => match tokio::time::timeout(OPTIONAL_LOOK_TIMEOUT, mount.ufs.stat(key)).await {
@@ -254,13 +269,32 @@ impl Syncer {
         if !folder.inode.folder || (folder.inode.children_known && fresh(self.listed.get(&id), &mount.options, at)) {
             return Ok(());
         }
-        let base_index = crate::apply::read_applied_in(&core.store.view())?.changes;
+        for _ in 0..LISTING_ROUNDS {
+            if self.list_once(core, path, resolved, mount, folder).await? {
+                self.listed.insert(id, at);
+                return Ok(());
+            }
+        }
+        Err(err!(Busy, "{path} changes faster than it can be listed"))
+    }
+
+    /// Takes one listing over. `false`: rows were stale, because somebody changed the folder meanwhile.
+    async fn list_once(&self, core: &Core, path: &AbsPath, resolved: &Resolved, mount: &Mounted, folder: &Found) -> Result<bool> {
+        let id = folder.id();
+        let base_index = {
+            let view = core.store.view();
+            // The key that is listed is of this path: it must still be this folder's.
+            if view.path_of(id)? != *path {
+                return Err(err!(Busy, "{path} was moved while it was looked up"));
+            }
+            crate::apply::read_applied_in(&view)?.changes
+        };
         LISTINGS.inc();
         let listing = match mount.ufs.list(&resolved.walk.ufs_key(path)).await {
             Ok(listing) => listing,
             Err(e) if folder.inode.children_known && e.is_retryable() => {
                 tracing::warn!(error = %e, "an under store does not answer; what is known is served");
-                return Ok(());
+                return Ok(true);
             }
             Err(e) => return Err(e),
         };
@@ -292,13 +326,13 @@ impl Syncer {
                 page_size_bytes: mount.options.page_size_bytes,
             })
         };
+        let mut skipped = 0;
         for rows in seen.chunks(ROWS_PER_COMMAND) {
-            core.own_change(op(rows.to_vec(), Vec::new(), false)).await?;
+            skipped += core.own_change(op(rows.to_vec(), Vec::new(), false)).await?.skipped;
         }
-        if !gone.is_empty() || !folder.inode.children_known {
-            core.own_change(op(Vec::new(), gone, true)).await?;
+        if skipped == 0 && (!gone.is_empty() || !folder.inode.children_known) {
+            skipped += core.own_change(op(Vec::new(), gone, true)).await?.skipped;
         }
-        self.listed.insert(id, at);
-        Ok(())
+        Ok(skipped == 0)
     }
 }

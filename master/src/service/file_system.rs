@@ -1,8 +1,8 @@
 //! The namespace, for clients.
 
-use super::{encode, placement};
+use super::{encode, mounts, placement};
 use crate::core::Core;
-use crate::mount::{MountOptions, Resolved, raw};
+use crate::mount::{Resolved, raw};
 use crate::namespace::{self, READ, Who};
 use crate::store::Reader;
 use forebay_common::limits::LIST_BATCH_ENTRIES;
@@ -13,9 +13,7 @@ use forebay_proto::file_system_server::FileSystem;
 use forebay_proto::journal::{self, command::Op};
 use forebay_proto::store::Inode;
 use forebay_proto::*;
-use forebay_ufs::{UfsUri, UnderStore};
 use futures::Stream;
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -286,13 +284,14 @@ impl Service {
 
     async fn free_inner(&self, request: FreeRequest) -> Result<FreeResponse> {
         let core = &self.0;
-        let (_, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
         let found = resolved.found(&path)?;
+        namespace::check(&who, &found.inode, namespace::WRITE, &path)?;
         let mut out = FreeResponse::default();
         let mut folders = Vec::new();
         let view = core.store.view();
         let mut drop_file = |inode: &Inode| {
-            if !inode.persisted || !inode.completed {
+            if !inode.persisted || !inode.completed || inode.pinned {
                 return;
             }
             out.files += 1;
@@ -314,24 +313,6 @@ impl Service {
             }
         }
         Ok(out)
-    }
-
-    fn list_mounts_inner(&self, request: ListMountsRequest) -> Result<ListMountsResponse> {
-        self.0.who(request.caller.as_ref())?;
-        let mut mounts = self.0.store.view().mounts()?;
-        mounts.sort_by(|a, b| a.path.cmp(&b.path));
-        let hide = |(name, value): (String, String)| {
-            let shown = if forebay_common::config::is_secret_option(&name) { forebay_common::config::REDACTED.to_owned() } else { value };
-            (name, shown)
-        };
-        let shown = |m: store::Mount| MountPoint {
-            mount_id: m.id,
-            path: m.path,
-            uri: m.uri,
-            read_only: m.read_only,
-            options: m.options.into_iter().map(hide).collect(),
-        };
-        Ok(ListMountsResponse { mounts: mounts.into_iter().map(shown).collect() })
     }
 }
 
@@ -384,30 +365,6 @@ fn next_batch(core: &Core, path: &AbsPath, after: Option<&[u8]>) -> Result<Vec<F
     Ok(out)
 }
 
-/// Checks a store, then mounts it. `caller` is `None` for mounts of the configuration.
-pub async fn mount(core: &Core, caller: Option<&Caller>, path: &AbsPath, uri: &str, read_only: bool, options: HashMap<String, String>) -> Result<()> {
-    let uri = UfsUri::parse(uri)?;
-    let parsed = MountOptions::parse(&options, &core.config)?;
-    let ufs = UnderStore::open(&uri, &parsed.ufs).map_err(|e| e.context(format!("mounting {uri}")))?;
-    ufs.check().await.map_err(|e| e.context(format!("mounting {uri} on {path}: the store must answer before it is mounted")))?;
-    for other in core.store.view().mounts()? {
-        let theirs = other.uri.clone();
-        let nested = |a: &str, b: &str| a == b || a.starts_with(&format!("{}/", b.trim_end_matches('/')));
-        if nested(&theirs, &uri.to_string()) || nested(&uri.to_string(), &theirs) {
-            return Err(err!(
-                AlreadyExists,
-                "{uri} overlaps {theirs}, which is mounted on {}: the same object would be cached twice and change behind the other's back",
-                String::from_utf8_lossy(&other.path)
-            ));
-        }
-    }
-    let op = Op::AddMount(journal::AddMount { path: raw(path), uri: uri.to_string(), read_only, options });
-    match caller {
-        Some(_) => core.change(caller, op).await.map(drop),
-        None => core.own_change(op).await.map(drop),
-    }
-}
-
 impl Service {
     async fn mount_inner(&self, request: MountRequest) -> Result<Done> {
         let path = AbsPath::parse(&request.path)?;
@@ -419,7 +376,7 @@ impl Service {
         if resolved.walk.is_complete() && !path.is_root() {
             return Err(err!(AlreadyExists, "{path} exists already: mount on a name that does not"));
         }
-        mount(&self.0, request.caller.as_ref(), &path, &request.uri, request.read_only, request.options).await?;
+        mounts::mount(&self.0, request.caller.as_ref(), &path, &request.uri, request.read_only, request.options).await?;
         Ok(Done {})
     }
 
@@ -507,6 +464,6 @@ impl FileSystem for Service {
         answer(self.unmount_inner(r.into_inner()).await)
     }
     async fn list_mounts(&self, r: Request<ListMountsRequest>) -> Result<Response<ListMountsResponse>, Status> {
-        answer(self.list_mounts_inner(r.into_inner()))
+        answer(mounts::list(&self.0, r.get_ref()))
     }
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod encode;
 mod file_system;
+mod mounts;
 mod placement;
 mod web;
 mod worker;
@@ -140,7 +141,7 @@ async fn mount_configured(core: &Core, config: &Config) -> Result<()> {
             None => {}
         }
         let options = resolve(&mount.options)?;
-        file_system::mount(core, None, &path, &mount.uri, mount.read_only, options).await?;
+        mounts::mount(core, None, &path, &mount.uri, mount.read_only, options).await?;
     }
     Ok(())
 }

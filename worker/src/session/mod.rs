@@ -126,6 +126,11 @@ async fn read_requests(session: &Arc<Session>, reader: Box<dyn AsyncRead + Send 
             Some(op) => op,
             None => continue,
         };
+        // Taken at once and not answered: a grant that is let go must never be refused.
+        if let Op::CloseGrant(close) = &op {
+            session.grants.lock().unwrap_or_else(|e| e.into_inner()).close(close.grant_id);
+            continue;
+        }
         let Ok(permit) = permits.clone().try_acquire_owned() else {
             BUSY.inc();
             session.outbox.fail(id, &err!(LimitExceeded, "a session may have {SESSION_REQUESTS_MAX} requests under way")).await;
@@ -156,10 +161,6 @@ async fn handle(session: &Arc<Session>, id: u64, op: Op) -> Result<()> {
         }
         Op::Hello(_) => Answer::HelloOk(session.hello()),
         Op::OpenBlock(open) => return session.grant(id, &open).await,
-        Op::CloseGrant(close) => {
-            session.grants.lock().unwrap_or_else(|e| e.into_inner()).close(close.grant_id);
-            Answer::Ack(Ack::default())
-        }
         Op::Fill(fill) => {
             let claims = session.verify(&fill.token, READ).await?;
             let cached_bytes = read::fill(&session.core, &claims, &fill).await?;
@@ -174,7 +175,7 @@ async fn handle(session: &Arc<Session>, id: u64, op: Op) -> Result<()> {
             read::check_reported_chunk(&session.core, &claims, &bad).await?;
             Answer::Ack(Ack::default())
         }
-        Op::OpenWrite(_) | Op::WriteData(_) | Op::CommitWrite(_) | Op::AbortWrite(_) => {
+        Op::CloseGrant(_) | Op::OpenWrite(_) | Op::WriteData(_) | Op::CommitWrite(_) | Op::AbortWrite(_) => {
             return Err(err!(Internal, "a write request reached the wrong place"));
         }
     };

@@ -13,6 +13,8 @@ use forebay_proto::{BadChunk, Fill, ReadBlock, ReadData};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Bytes fetched for one request before its reader has taken what came before.
+const WINDOW_BYTES: u64 = 16 << 20;
 /// Bytes sent in one frame at most.
 const FRAME_BYTES: u64 = 256 << 10;
 
@@ -34,9 +36,12 @@ pub async fn fill(core: &Arc<Core>, claims: &Claims, fill: &Fill) -> Result<u64>
     let target = Target::of(claims, BlockId(fill.block_id))?;
     check_range(&target, fill.offset, fill.length)?;
     let block = ufs_read::block_of(core, &target);
-    let awaited = ufs_read::request(core, block.as_ref(), &target, pages(&target, fill.offset, fill.length))?;
-    if fill.wait {
-        for (_, page) in awaited {
+    if !fill.wait && fill.length > WINDOW_BYTES {
+        return Err(err!(LimitExceeded, "a fill that is not waited for may be of {WINDOW_BYTES} bytes at most"));
+    }
+    for (offset, length) in windows(fill.offset, fill.length) {
+        let awaited = ufs_read::request(core, block.as_ref(), &target, pages(&target, offset, length))?;
+        for (_, page) in awaited.into_iter().filter(|_| fill.wait) {
             if let Some(page) = page {
                 page.bytes().await?;
             }
@@ -53,12 +58,37 @@ pub async fn stream(core: &Arc<Core>, outbox: &Outbox, id: u64, claims: &Claims,
     let target = Target::of(claims, BlockId(read.block_id))?;
     check_range(&target, read.offset, read.length)?;
     let block = ufs_read::block_of(core, &target);
+    for (offset, length) in windows(read.offset, read.length) {
+        let last = offset + length == read.offset + read.length;
+        let part = ReadBlock { offset, length, ..read.clone() };
+        if !stream_window(core, outbox, id, &target, block.as_ref(), &part, last).await? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// A range in parts: what is fetched for a reader that does not read on is bounded.
+fn windows(offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
+    (offset..offset + length).step_by(WINDOW_BYTES as usize).map(move |at| (at, WINDOW_BYTES.min(offset + length - at)))
+}
+
+/// `false` when the session is over.
+async fn stream_window(
+    core: &Arc<Core>,
+    outbox: &Outbox,
+    id: u64,
+    target: &Target,
+    block: Option<&Arc<BlockFile>>,
+    read: &ReadBlock,
+    last: bool,
+) -> Result<bool> {
     let ahead = read.readahead.min(core.config.fetch_readahead.as_u64());
-    let wanted = pages(&target, read.offset, read.length);
-    let mut awaited = ufs_read::request(core, block.as_ref(), &target, wanted.clone())?.into_iter();
-    let beyond = pages(&target, read.offset, (read.length + ahead).min(target.header.length_bytes - read.offset));
+    let wanted = pages(target, read.offset, read.length);
+    let mut awaited = ufs_read::request(core, block, target, wanted.clone())?.into_iter();
+    let beyond = pages(target, read.offset, (read.length + ahead).min(target.header.length_bytes - read.offset));
     if beyond.end > wanted.end && target.source.is_some() {
-        drop(ufs_read::request(core, block.as_ref(), &target, wanted.end..beyond.end)?);
+        drop(ufs_read::request(core, block, target, wanted.end..beyond.end)?);
     }
     let end = read.offset + read.length;
     for page in wanted {
@@ -73,7 +103,7 @@ pub async fn stream(core: &Arc<Core>, outbox: &Outbox, id: u64, claims: &Claims,
             // Frames end at chunk boundaries, so that whole chunks go out with their stored CRCs.
             let next = (at / FRAME_BYTES + 1) * FRAME_BYTES;
             let stop = page_end.min(next);
-            let (bytes, crcs) = match (&fetched, &block) {
+            let (bytes, crcs) = match (&fetched, block) {
                 (None, Some(block)) => checked(core, block, at..stop)?,
                 (Some(page), _) => {
                     let bytes = page.slice((at - page_offset) as usize..(stop - page_offset) as usize);
@@ -83,14 +113,14 @@ pub async fn stream(core: &Arc<Core>, outbox: &Outbox, id: u64, claims: &Claims,
                 (None, None) => return Err(err!(Internal, "a page was neither here nor fetched")),
             };
             super::STREAMED.inc_by(bytes.len() as u64);
-            let data = ReadData { offset: at, crcs, last: stop == end };
+            let data = ReadData { offset: at, crcs, last: last && stop == end };
             if !outbox.send_body(id, Answer::ReadData(data), vec![bytes]).await {
-                return Ok(());
+                return Ok(false);
             }
             at = stop;
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// CRCs of the pieces that chunk boundaries cut a range into.

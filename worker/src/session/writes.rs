@@ -85,7 +85,15 @@ async fn run(session: Arc<Session>, id: u64, open: OpenWrite, mut steps: mpsc::R
         match step {
             Step::Data(data, body) => {
                 if let Err(e) = piece(&session, &mut write, data, body).await {
-                    return session.outbox.fail(id, &e).await;
+                    session.outbox.fail(id, &e).await;
+                    // A commit may be waiting behind the piece that failed.
+                    steps.close();
+                    while let Some(step) = steps.recv().await {
+                        if let Step::Commit { id, .. } = step {
+                            session.outbox.fail(id, &e).await;
+                        }
+                    }
+                    return;
                 }
             }
             Step::Commit { id: commit_id, length } => {

@@ -163,8 +163,7 @@ impl BlockFile {
         });
         full.iter().for_each(|w| raw.extend_from_slice(&w.load(Ordering::Relaxed).to_le_bytes()));
         chunk_crcs.iter().for_each(|c| raw.extend_from_slice(&c.to_le_bytes()));
-        let head =
-            File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&head_path).map_err(at(head_path.display()))?;
+        let head = File::options().read(true).write(true).create_new(true).mode(0o600).open(&head_path).map_err(at(head_path.display()))?;
         head.write_all_at(&raw, 0).map_err(at("writing a header"))?;
         let verified = words(header.chunks());
         (0..header.chunks()).for_each(|c| {

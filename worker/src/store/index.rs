@@ -35,15 +35,19 @@ impl Index {
         self.peek(block.header.block).is_some_and(|b| Arc::ptr_eq(b, block))
     }
 
-    /// A block whose bytes are nowhere else has no place in the order: eviction cannot find it.
-    pub fn insert(&mut self, block: Arc<BlockFile>) {
-        self.tick += 1;
+    /// A block whose bytes are nowhere else has no place in the order: eviction cannot find it. `false`: a block of this
+    /// id is here, and nothing was changed.
+    pub fn insert(&mut self, block: Arc<BlockFile>) -> bool {
         let id = block.header.block;
+        if self.blocks.contains_key(&id) {
+            return false;
+        }
+        self.tick += 1;
         if block.header.flags & FLAG_ONLY_COPY == 0 {
             self.order.insert(self.tick, id);
         }
-        let before = self.blocks.insert(id, (block, self.tick));
-        assert!(before.is_none(), "a block id is inserted once");
+        self.blocks.insert(id, (block, self.tick));
+        true
     }
 
     pub fn remove(&mut self, id: BlockId) -> Option<Arc<BlockFile>> {

@@ -23,6 +23,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, broadcast};
 
 counter!(pub EVICTED, "forebay_worker_evicted_blocks_total", "blocks evicted to make room");
@@ -33,6 +34,11 @@ gauge!(ZOMBIES, "forebay_worker_tier_zombie_bytes", "bytes of unlinked files tha
 
 /// Evictions a session may lag behind before it looks at all its grants.
 const EVICTION_BACKLOG: usize = 4096;
+
+/// What one allocation may evict, in multiples of itself, before it gives up because readers hold it all.
+const EVICTED_PER_NEED: u64 = 4;
+/// How long a writer waits for readers to let evicted bytes go.
+const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
 /// The store of one worker.
 pub struct BlockStore {
@@ -86,8 +92,10 @@ impl BlockStore {
                 match block {
                     Ok(block) => {
                         adopted += 1;
-                        self.insert(Arc::new(block));
+                        self.insert(Arc::new(block))?;
                     }
+                    // Out of descriptors, unreadable, or of a newer version: not damaged, so not ours to remove.
+                    Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e.context(format!("taking over {}", shard.path().join(name).display()))),
                     Err(e) => {
                         removed += 1;
                         tracing::warn!(file = name, error = %e, "a file of the tier is no whole block and is removed");
@@ -149,19 +157,25 @@ impl BlockStore {
                 return Err(e);
             }
         };
-        index.insert(block.clone());
+        let inserted = index.insert(block.clone());
+        assert!(inserted, "looked for under the same lock");
+        self.recharge(&block);
         drop(index);
         self.release(head_bytes);
-        self.recharge(&block);
         Ok(block)
     }
 
-    /// Takes a sealed block in.
-    pub fn insert(&self, block: Arc<BlockFile>) {
+    /// Takes a sealed block in. Errors: `AlreadyExists`; the block that is there stays as it is.
+    pub fn insert(&self, block: Arc<BlockFile>) -> Result<()> {
         let id = block.header.block;
+        let mut index = lock(&self.index);
+        if !index.insert(block.clone()) {
+            return Err(err!(AlreadyExists, "block {id} is on this worker already"));
+        }
         self.recharge(&block);
-        lock(&self.index).insert(block);
+        drop(index);
         self.note_changed(id);
+        Ok(())
     }
 
     /// Stores a page, room made first. Errors: `NoSpace`.
@@ -170,15 +184,31 @@ impl BlockStore {
         let result = block.fill_page(page, bytes);
         self.release(bytes.len() as u64);
         // An evicted block is not charged: its files are zombies already.
-        if lock(&self.index).contains(block) {
+        let index = lock(&self.index);
+        if index.contains(block) {
             self.recharge(block);
+            drop(index);
             self.note_changed(block.header.block);
         }
         result
     }
 
+    /// `reserve`, waiting a while for readers that were told to let evicted bytes go. Blocks the thread.
+    pub fn reserve_waiting(&self, bytes: u64) -> Result<()> {
+        let deadline = Instant::now() + RELEASE_WAIT;
+        loop {
+            match self.reserve(bytes) {
+                Err(e) if e.kind() == ErrorKind::NoSpace && self.zombie_bytes.load(Ordering::Relaxed) >= bytes && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Makes `bytes` of room, evicting what was used longest ago, and counts them as used. Errors: `NoSpace`.
     pub fn reserve(&self, bytes: u64) -> Result<()> {
+        let mut buried = 0;
         loop {
             let used = self.used_bytes.load(Ordering::Acquire);
             if used + bytes <= self.tier.quota_bytes() {
@@ -191,23 +221,29 @@ impl BlockStore {
             if self.zombie_bytes.load(Ordering::Relaxed) > 0 && self.reap() > 0 {
                 continue;
             }
-            let victim = lock(&self.index).evict_oldest();
-            match victim {
-                Some(block) => {
-                    EVICTED.inc();
-                    self.bury(&block);
-                }
-                None => {
-                    NO_ROOM.inc();
-                    return Err(err!(
-                        NoSpace,
-                        "the MEM tier is full ({used} of {} bytes) and nothing can be evicted ({} bytes are still held by readers): raise worker.mem_quota",
-                        self.tier.quota_bytes(),
-                        self.zombie_bytes.load(Ordering::Relaxed)
-                    ));
-                }
+            // One call evicts a few times what it needs and no more: where readers hold everything, evicting all of it at
+            // once would empty the cache before any of them could let go.
+            let evicted = if buried >= EVICTED_PER_NEED * bytes { None } else { self.evict_one() };
+            buried += evicted.unwrap_or(0);
+            if evicted.is_none() {
+                NO_ROOM.inc();
+                return Err(err!(
+                    NoSpace,
+                    "the MEM tier is full ({used} of {} bytes) and nothing more can be evicted ({} bytes are still held by readers): raise worker.mem_quota",
+                    self.tier.quota_bytes(),
+                    self.zombie_bytes.load(Ordering::Relaxed)
+                ));
             }
         }
+    }
+
+    /// Evicts the block that was used longest ago and returns what it occupied. Its files go while the index is locked, so that nobody can make new
+    /// ones of the same names in between.
+    fn evict_one(&self) -> Option<u64> {
+        let mut index = lock(&self.index);
+        let block = index.evict_oldest()?;
+        EVICTED.inc();
+        Some(self.bury(&block).max(1))
     }
 
     /// Gives reserved bytes back.
@@ -230,8 +266,8 @@ impl BlockStore {
 
     /// Removes a block by order of the master, or because it is bad.
     pub fn remove(&self, id: BlockId) -> bool {
-        let removed = lock(&self.index).remove(id);
-        match removed {
+        let mut index = lock(&self.index);
+        match index.remove(id) {
             Some(block) => {
                 self.bury(&block);
                 true
@@ -251,7 +287,7 @@ impl BlockStore {
     }
 
     /// Unlinks both files; their bytes count on until nobody holds them.
-    fn bury(&self, block: &Arc<BlockFile>) {
+    fn bury(&self, block: &Arc<BlockFile>) -> u64 {
         let id = block.header.block;
         let (data, head) = paths(self.tier.dir(), id);
         let probes = [Probe::open(&data), Probe::open(&head)];
@@ -266,6 +302,7 @@ impl BlockStore {
         self.note_changed(id);
         let _ = self.evictions.send(id);
         // The caller's own reference is among those that hold it; the reaper frees it when all are gone.
+        bytes
     }
 
     /// Frees the zombies that nobody holds any more; returns their bytes.
@@ -290,7 +327,10 @@ impl BlockStore {
     pub fn open_for_grant(&self, block: &BlockFile) -> Result<(OwnedFd, OwnedFd)> {
         let (data, head) = paths(self.tier.grant_dir(), block.header.block);
         let open = |path: &std::path::Path| File::open(path).map(OwnedFd::from).map_err(at("opening a block for a client"));
-        Ok((open(&data)?, open(&head)?))
+        let opened = (open(&data)?, open(&head)?);
+        // Opened by name: they are this block's files only if it was not evicted in between.
+        let still = lock(&self.index).peek(block.header.block).is_some_and(|b| std::ptr::eq(Arc::as_ptr(b), block));
+        if still { Ok(opened) } else { Err(err!(Unavailable, "block {} was evicted a moment ago", block.header.block)) }
     }
 
     /// Ids of blocks as they leave.

@@ -22,6 +22,7 @@ pub struct BlockWriter {
     length: u64,
     crcs: Vec<u32>,
     open_chunk: (u32, usize),
+    made: std::cell::Cell<bool>,
     sealed: bool,
 }
 
@@ -44,6 +45,7 @@ impl BlockWriter {
             length: 0,
             crcs: Vec::new(),
             open_chunk: (0, 0),
+            made: std::cell::Cell::new(false),
             sealed: false,
         }
     }
@@ -67,7 +69,7 @@ impl BlockWriter {
         let before = self.length;
         self.length += bytes.len() as u64;
         self.sum(bytes);
-        self.store.reserve(bytes.len() as u64)?;
+        self.store.reserve_waiting(bytes.len() as u64)?;
         self.reserved_bytes += bytes.len() as u64;
         if self.data.is_none() && self.length <= self.header.page_size_bytes {
             self.first_page.extend_from_slice(bytes);
@@ -89,7 +91,7 @@ impl BlockWriter {
         while !bytes.is_empty() {
             let (crc, filled) = self.open_chunk;
             let take = bytes.len().min(CHUNK_SIZE_BYTES - filled);
-            let crc = checksum::combine(crc, checksum::crc32c(&bytes[..take]), take);
+            let crc = checksum::append(crc, &bytes[..take]);
             self.open_chunk = (crc, filled + take);
             if filled + take == CHUNK_SIZE_BYTES {
                 self.crcs.push(crc);
@@ -103,7 +105,8 @@ impl BlockWriter {
         let (path, _) = paths(self.store.tier().dir(), self.header.block);
         let shard = path.parent().unwrap_or(self.store.tier().dir());
         std::fs::create_dir_all(shard).map_err(at(shard.display()))?;
-        let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(at(path.display()))?;
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(at(path.display()))?;
+        self.made.set(true);
         file.set_len(length).map_err(at("extending"))?;
         Ok(file)
     }
@@ -134,7 +137,8 @@ impl BlockWriter {
 impl Drop for BlockWriter {
     fn drop(&mut self) {
         self.store.release(self.reserved_bytes);
-        if !self.sealed {
+        // Only files that this writer made: a block of this id that is there already is somebody's.
+        if self.made.get() && !self.sealed {
             let (data, head) = paths(self.store.tier().dir(), self.header.block);
             let _ = (std::fs::remove_file(data), std::fs::remove_file(head));
         }

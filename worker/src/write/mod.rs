@@ -68,6 +68,9 @@ impl FileWrite {
 
     /// Takes the next bytes, which belong into `block`.
     pub async fn write(&mut self, block: BlockId, offset: u64, crc: u32, bytes: Bytes) -> Result<()> {
+        if bytes.is_empty() {
+            return Err(err!(InvalidArgument, "a piece without bytes"));
+        }
         if checksum::crc32c(&bytes) != crc {
             return Err(err!(Corrupt, "written bytes arrived with a wrong checksum"));
         }
@@ -133,7 +136,7 @@ impl FileWrite {
         if !caching {
             return Ok(());
         }
-        let sealed = tokio::task::spawn_blocking(move || current.seal().map(|file| store.insert(Arc::new(file)))).await;
+        let sealed = tokio::task::spawn_blocking(move || current.seal().and_then(|file| store.insert(Arc::new(file)))).await;
         let sealed = sealed.map_err(|e| err!(Internal, "write task: {e}"))?;
         if sealed.is_ok() {
             self.sealed.push(block);
