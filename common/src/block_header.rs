@@ -110,15 +110,16 @@ impl Header {
         if &fixed[0..8] != MAGIC {
             return Err(bad("wrong magic number"));
         }
+        // Every version keeps this checksum in its place, so that a flipped bit is not taken for a newer version.
+        if checksum::crc32c(&fixed[..60]) != u32_at(60) {
+            return Err(bad("wrong checksum"));
+        }
         if u32_at(8) != FORMAT_VERSION {
             return Err(err!(
                 Unsupported,
                 "block header has format version {}, this worker reads {FORMAT_VERSION}: start the newer worker again, or clear the tier",
                 u32_at(8)
             ));
-        }
-        if checksum::crc32c(&fixed[..60]) != u32_at(60) {
-            return Err(bad("wrong checksum"));
         }
         let header = Header {
             block: BlockId(u64_at(16)),

@@ -231,6 +231,20 @@ mod tests {
         }
     }
 
+    /// A format on the wire: workers of one version take the tokens of a master of another.
+    #[test]
+    fn golden() {
+        let key = TokenKey { id: 9, secret: vec![7; 32] };
+        let ufs = UfsSource { mount_id: 1, key: b"k".to_vec(), fingerprint: "f".into(), previous_key: b"p".to_vec() };
+        let all = Claims { page_size_bytes: 50, principal: "p".into(), ufs: Some(ufs), write_cached: true, lease_id: 6, ..claims() };
+        let hex: String = key.sign(&all).unwrap().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "0809123108071204080a1002120408281001186420fa01283230013a0170400348c0843d520b\
+                    080112016b1a0166220170580160061a206ed72cf4168d85f10a41f281490c1e17069e7b1d2c6f47c589e8f85c9199423a"
+        );
+    }
+
     #[test]
     fn spans_follow_the_runs() {
         let c = claims();

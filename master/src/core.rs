@@ -30,13 +30,11 @@ pub struct Soft {
 impl Applied for Soft {
     fn applied(&self, command: &Command, reply: &Reply) {
         for (first, count) in reply.freed_first.iter().zip(&reply.freed_count) {
-            for id in *first..first + count {
-                for worker in self.blocks.remove_block(BlockId(id)) {
-                    self.workers.queue_delete(worker, BlockId(id));
-                }
+            for (block, worker) in self.blocks.remove_run(BlockId(*first), *count) {
+                self.workers.queue_delete(worker, block);
             }
         }
-        if matches!(command.op, Some(Op::AddMount(_) | Op::RemoveMount(_))) {
+        if matches!(command.op, Some(Op::AddMount(_) | Op::RemoveMount(_) | Op::UpdateMount(_))) {
             self.mounts.forget_all();
         }
     }

@@ -5,9 +5,10 @@
 //! outcome. After a crash it finds the records again. `run` also expires leases and workers and rotates token keys.
 
 use crate::core::Core;
-use crate::store::Reader;
+use crate::store::{Cf, Reader, reply_key};
 use forebay_common::{Error, ErrorKind, InodeId, MountId, Result, counter, err, gauge};
-use forebay_proto::journal::{Abandon, FinishPending, command::Op};
+use forebay_proto::Caller;
+use forebay_proto::journal::{Abandon, FinishPending, Reply, command::Op};
 use forebay_proto::store::Pending;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -45,7 +46,7 @@ impl PendingDriver {
     /// Waits until the under store has followed, at most `limit`.
     ///
     /// Errors: what the store said when it never will; `Timeout` when it has not yet (it is retried on).
-    pub async fn wait(&self, core: &Arc<Core>, id: u64, limit: Duration) -> Result<()> {
+    pub async fn wait(&self, core: &Arc<Core>, id: u64, call: Option<&Caller>, limit: Duration) -> Result<()> {
         self.start_ready(core)?;
         let deadline = Instant::now() + limit;
         loop {
@@ -57,7 +58,8 @@ impl PendingDriver {
                     Ok(Err(_)) => {}
                     Err(_) => break,
                 },
-                None if !core.store.view().pending()?.iter().any(|p| p.id == id) => return Ok(()),
+                // Finished before this call looked: its outcome is in the remembered answer.
+                None if !core.store.view().pending()?.iter().any(|p| p.id == id) => return recorded_outcome(core, call),
                 None if left.is_zero() => break,
                 None => {
                     tokio::time::sleep(Duration::from_millis(5).min(left)).await;
@@ -84,9 +86,10 @@ impl PendingDriver {
             active.insert(record.id, receiver);
             let (core, record) = (core.clone(), record.clone());
             tokio::spawn(async move {
+                let active = Active { core: core.clone(), id: record.id };
                 let outcome = carry_out(&core, &record).await;
                 sender.send_replace(Some(outcome));
-                core.pending.active.lock().unwrap_or_else(|e| e.into_inner()).remove(&record.id);
+                drop(active);
                 if let Err(e) = core.pending.start_ready(&core) {
                     tracing::warn!(error = %e, "pending changes could not be read");
                 }
@@ -96,23 +99,62 @@ impl PendingDriver {
     }
 }
 
+/// A record under way; however its task ends, it may be started again afterwards.
+struct Active {
+    core: Arc<Core>,
+    id: u64,
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.core.pending.active.lock().unwrap_or_else(|e| e.into_inner()).remove(&self.id);
+    }
+}
+
+/// What the under store said in the end, as it stands in the reply cache.
+fn recorded_outcome(core: &Core, call: Option<&Caller>) -> Result<()> {
+    let Some(call) = call else { return Ok(()) };
+    match core.store.view().record::<Reply>(Cf::Reply, &reply_key(call.client_id, call.sequence))? {
+        Some(reply) if reply.error_kind != 0 => Err(Error::new(ErrorKind::from_code(reply.error_kind), reply.error_message)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether an under store's answer is final. Everything else may pass, whatever its cause, and is tried again.
+fn is_refusal(e: &Error) -> bool {
+    use ErrorKind::*;
+    matches!(
+        e.kind(),
+        NotFound
+            | AlreadyExists
+            | NotADirectory
+            | IsADirectory
+            | NotEmpty
+            | PermissionDenied
+            | InvalidArgument
+            | NameTooLong
+            | ReadOnly
+            | Unsupported
+    )
+}
+
 async fn carry_out(core: &Arc<Core>, record: &Pending) -> Result<()> {
     let mut backoff = BACKOFF_MIN;
     loop {
         let outcome = attempt(core, record).await;
-        let (error, fingerprints) = match &outcome {
-            Ok(fingerprints) => (String::new(), fingerprints.clone()),
-            Err(e) if e.is_retryable() => {
+        let (error_kind, error, fingerprints) = match &outcome {
+            Ok(fingerprints) => (0, String::new(), fingerprints.clone()),
+            Err(e) if !is_refusal(e) => {
                 RETRIES.inc();
                 tracing::warn!(error = %e, kind = record.kind, "an under store has not taken a change yet; it is tried again");
                 tokio::time::sleep(backoff).await;
                 backoff = (backoff * 2).min(BACKOFF_MAX);
                 continue;
             }
-            Err(e) => (e.to_string(), None),
+            Err(e) => (e.kind().code(), e.message().to_owned(), None),
         };
         let (previous_fingerprint, fingerprint) = fingerprints.unwrap_or_default();
-        let finish = FinishPending { pending_id: record.id, error, previous_fingerprint, fingerprint };
+        let finish = FinishPending { pending_id: record.id, error, error_kind, previous_fingerprint, fingerprint };
         match core.own_change(Op::FinishPending(finish)).await {
             Ok(_) => {
                 if record.inode_id > 0 && outcome.is_ok() {

@@ -5,6 +5,8 @@
 
 pub mod convert;
 pub mod frame;
+#[cfg(test)]
+mod golden;
 
 #[allow(clippy::all, missing_docs, reason = "generated code")]
 mod generated {

@@ -82,6 +82,10 @@ pub struct Cluster {
     /// The workers.
     pub workers: Vec<Worker>,
     settings: Settings,
+    /// More of the master's configuration file, as it stands.
+    pub master_extra: String,
+    /// More of the master's environment.
+    pub master_environment: Vec<(String, String)>,
     /// Everything it keeps. Dropped last: the workers' mounts are in it.
     pub dir: tempfile::TempDir,
 }
@@ -103,32 +107,56 @@ pub fn quoted(text: impl std::fmt::Display) -> String {
 impl Cluster {
     /// A master and `workers` workers, ready. `settings` go on top of the harness's own.
     pub async fn start(workers: usize, settings: &[(&'static str, &str)]) -> Cluster {
+        let mut cluster = Cluster::prepare(settings);
+        cluster.begin(workers).await;
+        cluster
+    }
+
+    /// One that is not started yet.
+    pub fn prepare(settings: &[(&'static str, &str)]) -> Cluster {
         let dir = tempfile::Builder::new().prefix("forebay-test-").tempdir().expect("folder");
         let settings: Settings = settings.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
-        let mut cluster = Cluster { dir, address: "127.0.0.1:0".into(), master: None, workers: Vec::new(), settings };
-        cluster.start_master();
+        let (master_extra, master_environment) = (String::new(), Vec::new());
+        Cluster { dir, address: "127.0.0.1:0".into(), master: None, workers: Vec::new(), settings, master_extra, master_environment }
+    }
+
+    /// Starts a prepared one and waits until it is ready.
+    pub async fn begin(&mut self, workers: usize) {
+        self.start_master();
         for _ in 0..workers {
-            cluster.add_worker(&[]);
+            self.add_worker(&[]);
         }
-        let fs = cluster.client().await;
+        let fs = self.client().await;
         crate::eventually("all workers registered", 30, async || fs.report().await.is_ok_and(|r| r.workers.len() == workers)).await;
-        cluster
     }
 
     /// Starts the master, on the port it had before if it ran before.
     pub fn start_master(&mut self) {
+        let process = Process::start(self.master_command(), &self.dir.path().join("master.log"));
+        let address = process.hello.split([' ', ',']).nth(4).expect("address").to_owned();
+        self.address = address;
+        self.master = Some(process);
+    }
+
+    /// Stops the master and starts it with a configuration that it must refuse; returns what it said.
+    pub fn refused_master(&mut self) -> String {
+        self.master.take().expect("running").kill();
+        let output = self.master_command().output().expect("run");
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    fn master_command(&self) -> Command {
         let port = self.address.rsplit(':').next().expect("port").to_owned();
         let mut settings: Settings =
             vec![("master.data_dir", quoted(self.dir.path().join("master").display())), ("master.rpc_port", port), ("master.web_port", "0".into())];
         settings.extend(self.settings.iter().filter(|(k, _)| !k.starts_with("worker.")).cloned());
         let config = self.dir.path().join("master.toml");
-        std::fs::write(&config, toml(&settings)).expect("config");
+        std::fs::write(&config, toml(&settings) + &self.master_extra).expect("config");
         let mut command = Command::new(forebay());
         command.args(["--config", &config.to_string_lossy(), "--log", "info,openraft=error", "master"]);
-        let process = Process::start(command, &self.dir.path().join("master.log"));
-        let address = process.hello.split([' ', ',']).nth(4).expect("address").to_owned();
-        self.address = address;
-        self.master = Some(process);
+        command.envs(self.master_environment.iter().cloned());
+        command
     }
 
     /// `kill -9` of the master, and a start on the same folder and port.
@@ -226,6 +254,17 @@ impl Cluster {
     pub async fn metric(&self, name: &str) -> u64 {
         let report = self.client().await.report().await.expect("report");
         report.metrics.iter().find(|m| m.name == name).map_or(0, |m| m.value)
+    }
+
+    /// Waits until what the workers have counted by now is known to the master: of two heartbeats that come in from now on,
+    /// the second began after this call.
+    pub async fn counters_arrived(&self) {
+        let fs = self.client().await;
+        for _ in 0..2 {
+            let heard = async || -> Vec<u64> { fs.report().await.expect("report").workers.iter().map(|w| w.last_heartbeat_ms).collect() };
+            let before = heard().await;
+            crate::eventually("heartbeats of all workers", 30, async || heard().await.iter().zip(&before).all(|(now, then)| now > then)).await;
+        }
     }
 
     /// A mount of a folder of this test on a path.

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod proxy;
+pub mod raw;
 pub mod s3;
 
 pub use cluster::{Cluster, Worker};

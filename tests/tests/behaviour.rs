@@ -208,8 +208,60 @@ async fn under_store_follows() {
     std::fs::remove_file(folder.join("new")).unwrap();
     assert!(!fs.exists(&p("/m/new")).await.unwrap());
     assert!(fs.list(&p("/m"), false).await.unwrap().is_empty());
+    // A file of the cache alone over a stored one: what it hides goes with it.
+    write(&fs, "/m/f", b"stored", CreateOptions::default()).await;
+    write(&fs, "/m/f", b"cached", CreateOptions { overwrite: true, write_type: "cache_only".into(), ..Default::default() }).await;
+    assert_eq!((read_all(&fs, "/m/f").await, std::fs::read(folder.join("f")).unwrap()), (b"cached".to_vec(), b"stored".to_vec()));
+    fs.delete(&p("/m/f"), false).await.unwrap();
+    assert!(!folder.join("f").exists() && !fs.exists(&p("/m/f")).await.unwrap());
+    // A folder that was the cache's alone follows in the store once something below it is there.
+    write(&fs, "/m/c/d/cached", b"1", CreateOptions { recursive: true, write_type: "cache_only".into(), ..Default::default() }).await;
+    assert!(!folder.join("c").exists());
+    write(&fs, "/m/c/d/stored", b"2", CreateOptions::default()).await;
+    fs.rename(&p("/m/c"), &p("/m/e"), false).await.unwrap();
+    assert!(!folder.join("c").exists() && folder.join("e/d/stored").exists());
+    assert_eq!(fs.list(&p("/m"), true).await.unwrap().len(), 4);
     let mounts = cluster.ok(&["fs", "mount"]);
     assert!(mounts.contains("/m") && mounts.contains("file://"), "{mounts}");
     cluster.ok(&["fs", "unmount", "/m"]);
     assert!(!fs.exists(&p("/m")).await.unwrap() && folder.exists());
+}
+
+/// Mounts of the configuration file, their secrets by environment and by file; at the next start their options count again.
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_of_the_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let s3 = forebay_tests::s3::S3::start(dir.path()).await;
+    std::fs::write(s3.folder.join("f"), "hello").unwrap();
+    let (secret, wrong) = (dir.path().join("secret"), dir.path().join("wrong"));
+    std::fs::write(&secret, format!("{}\n", forebay_tests::s3::KEYS.1)).unwrap();
+    std::fs::write(&wrong, "nonsense\n").unwrap();
+    let mount = |secret: &std::path::Path, page_size: &str, read_only: bool| {
+        format!(
+            "[[mount]]\npath = \"/s3\"\nuri = \"s3://bucket\"\nread_only = {read_only}\n[mount.options]\nendpoint = {:?}\nregion = \"us-east-1\"\n\
+             access_key_id = {{ env = \"FOREBAY_TEST_KEY\" }}\nsecret_access_key = {{ file = {:?} }}\npage_size = {page_size:?}\n",
+            s3.endpoint,
+            secret.display().to_string(),
+        )
+    };
+    let mut cluster = Cluster::prepare(&[]);
+    cluster.master_environment.push(("FOREBAY_TEST_KEY".into(), forebay_tests::s3::KEYS.0.into()));
+    cluster.master_extra = mount(&secret, "1MiB", true);
+    cluster.begin(1).await;
+    let fs = cluster.client().await;
+    assert_eq!(read_all(&fs, "/s3/f").await, b"hello");
+    let refused = fs.create(&p("/s3/g"), &CreateOptions::default()).await.map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ReadOnly);
+    let mounts = || cluster.json(&["fs", "mount"]).to_string();
+    assert!(mounts().contains("1MiB") && !mounts().contains(forebay_tests::s3::KEYS.1), "{}", mounts());
+    cluster.master_extra = mount(&secret, "256KiB", false);
+    cluster.restart_master();
+    let mounts = || cluster.json(&["fs", "mount"]).to_string();
+    assert!(mounts().contains("256KiB"), "{}", mounts());
+    write(&fs, "/s3/g", b"now", CreateOptions::default()).await;
+    assert_eq!(std::fs::read(s3.folder.join("g")).unwrap(), b"now");
+    // Options that do not work are refused at start, with the name of the mount and without the secret.
+    cluster.master_extra = mount(&wrong, "256KiB", false);
+    let said = cluster.refused_master();
+    assert!(said.contains("s3://bucket") && said.contains("/s3") && !said.contains("nonsense"), "{said}");
 }

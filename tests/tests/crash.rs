@@ -243,7 +243,7 @@ async fn a_worker_is_killed_under_readers() {
     }
     let full = async || cluster.json(&["fs", "du", "-s", "/m"])["cached_bytes"] == FILES * LENGTH as u64;
     eventually("blocks taken over and reported", 20, full).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.counters_arrived().await;
     let before = cluster.metric("Cluster.BytesReadUfs").await;
     for i in 0..FILES {
         let file = fs.open(&p(&format!("/m/f{i}"))).await.unwrap();
@@ -251,7 +251,7 @@ async fn a_worker_is_killed_under_readers() {
         file.read_at(0, &mut out).await.unwrap();
         assert!(out == pattern(i, 0, LENGTH));
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.counters_arrived().await;
     assert_eq!(cluster.metric("Cluster.BytesReadUfs").await, before, "served from memory after the restart");
 }
 

@@ -41,8 +41,7 @@ async fn read_all(fs: &FileSystem, path: &str) -> forebay_common::Result<Vec<u8>
 }
 
 async fn settled(cluster: &Cluster) -> u64 {
-    // Worker counters come by heartbeat.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.counters_arrived().await;
     cluster.metric("Cluster.BytesReadUfs").await
 }
 
@@ -135,8 +134,8 @@ async fn versions_never_mix() {
     }
     eprintln!("{} whole reads, {} told that the file changed", whole.load(Ordering::SeqCst), changed.load(Ordering::SeqCst));
     assert!(whole.load(Ordering::SeqCst) > 0);
-    tokio::time::sleep(Duration::from_millis(150)).await;
-    assert!(read_all(&fs, "/s3/f").await.unwrap() == pattern(13, 0, LENGTH), "the next open sees the new version");
+    eventually("an open after the sync interval sees the new version", 10, async || read_all(&fs, "/s3/f").await.unwrap() == pattern(13, 0, LENGTH))
+        .await;
 }
 
 /// (S-13) A store that fails: retries are bounded and then the error names the store; a missing object alone is "not found";

@@ -5,21 +5,11 @@ use forebay_common::token::{self, Claims, TokenKey};
 use forebay_common::{ErrorKind, clock};
 use forebay_proto::data_request::Op;
 use forebay_proto::data_response::Op as Answer;
-use forebay_proto::{DataRequest, DataResponse, Fill, OpenBlock, OpenRequest, ReadBlock, frame};
+use forebay_proto::{Fill, OpenBlock, OpenRequest, ReadBlock};
 use forebay_tests::Cluster;
 use forebay_tests::cluster::p;
+use forebay_tests::raw::{Raw, caller, files};
 use std::os::fd::{AsFd, AsRawFd};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
-
-async fn ask(stream: &mut Box<dyn Stream>, op: Op) -> Answer {
-    let head = frame::encode_head(&DataRequest { id: 1, op: Some(op) }, 0);
-    stream.write_all(&head).await.expect("send");
-    let (answer, _) = frame::read::<DataResponse, _>(stream).await.expect("answer").expect("an answer");
-    answer.op.expect("op")
-}
 
 struct Target {
     address: forebay_proto::WorkerAddress,
@@ -28,9 +18,7 @@ struct Target {
 }
 
 async fn open_raw(cluster: &Cluster, path: &str) -> Target {
-    let endpoint = format!("http://{}", cluster.address);
-    let mut files = forebay_proto::file_system_client::FileSystemClient::connect(endpoint).await.expect("connect");
-    let caller = Some(forebay_proto::Caller { user: "root".into(), ..Default::default() });
+    let (mut files, caller) = (files(&cluster.address).await, caller("root", 0, 0));
     let answer = files.open(OpenRequest { caller, path: path.as_bytes().to_vec().into(), local_workers: vec![] }).await.expect("open").into_inner();
     let worker = answer.workers[0].clone();
     Target { address: worker.address.expect("address"), good: worker.token, block: answer.blocks[0].id }
@@ -78,13 +66,7 @@ async fn tokens_guard_both_doors() {
         key.sign(&claims).unwrap()
     };
     for door in ["tcp", "unix"] {
-        let connect = async || -> Box<dyn Stream> {
-            match door {
-                "tcp" => Box::new(tokio::net::TcpStream::connect((one.address.host.as_str(), one.address.data_port as u16)).await.unwrap())
-                    as Box<dyn Stream>,
-                _ => Box::new(tokio::net::UnixStream::connect(&one.address.socket_path).await.unwrap()),
-            }
-        };
+        let connect = async || Raw::connect(door, &one.address).await;
         for (what, token) in [
             ("no", vec![]),
             ("garbage", vec![7; 40]),
@@ -103,17 +85,17 @@ async fn tokens_guard_both_doors() {
                 if door == "tcp" && matches!(op, Op::OpenBlock(_)) {
                     continue;
                 }
-                match ask(&mut connect().await, op).await {
+                match connect().await.ask(op).await {
                     Answer::Error(e) => assert_eq!(ErrorKind::from_code(e.kind), ErrorKind::Unauthenticated, "{what} token at {door}: {}", e.message),
                     other => panic!("{what} token at {door} was answered with {other:?}"),
                 }
             }
         }
         let read = Op::ReadBlock(ReadBlock { token: one.good.clone(), block_id: one.block, offset: 0, length: 4, readahead: 0 });
-        assert!(matches!(ask(&mut connect().await, read).await, Answer::ReadData(_)), "the right token at {door}");
+        assert!(matches!(connect().await.ask(read).await, Answer::ReadData(_)), "the right token at {door}");
         let mut garbage = connect().await;
-        garbage.write_all(&[0xff; 64]).await.unwrap();
-        assert!(frame::read::<DataResponse, _>(&mut garbage).await.unwrap_or(None).is_none(), "garbage ends the connection at {door}");
+        garbage.bytes(&[0xff; 64]).await;
+        assert!(garbage.next().await.is_none(), "garbage ends the connection at {door}");
     }
 }
 
@@ -169,19 +151,22 @@ async fn names_stay_inside() {
     std::fs::write(outside.join("secret"), "s").unwrap();
     std::os::unix::fs::symlink(&outside, folder.join("out")).unwrap();
     std::os::unix::fs::symlink("../outside/secret", folder.join("up")).unwrap();
-    for name in ["/m/out/secret", "/m/up", "/m/out"] {
+    // A link that stays inside would pass by the modes of the folders it skips: it is not followed either.
+    std::fs::create_dir(folder.join("in")).unwrap();
+    std::fs::write(folder.join("in/f"), "f").unwrap();
+    std::os::unix::fs::symlink("in", folder.join("within")).unwrap();
+    for name in ["/m/out/secret", "/m/up", "/m/out", "/m/within", "/m/within/f"] {
         assert!(fs.open(&p(name)).await.is_err(), "{name}");
         assert!(fs.touch(&p(&format!("{name}/new")), &CreateOptions { recursive: true, ..Default::default() }).await.is_err());
     }
-    assert!(fs.list(&p("/m"), false).await.unwrap().is_empty());
+    let shown: Vec<_> = fs.list(&p("/m"), false).await.unwrap().into_iter().map(|e| e.path).collect();
+    assert_eq!(shown, ["/m/in"]);
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
     // Past the client's own checks, straight to the master.
-    let endpoint = format!("http://{}", cluster.address);
-    let mut files = forebay_proto::file_system_client::FileSystemClient::connect(endpoint).await.unwrap();
-    let caller = || Some(forebay_proto::Caller { user: "root".into(), ..Default::default() });
+    let mut files = files(&cluster.address).await;
     let long = format!("/m/{}", "n".repeat(300)).into_bytes();
     for bad in [b"/m/../outside/secret".to_vec(), b"/m/a\0b".to_vec(), long, b"m".to_vec(), b"".to_vec(), b"/m/./x".to_vec()] {
-        let status = files.open(OpenRequest { caller: caller(), path: bad.clone().into(), local_workers: vec![] }).await.unwrap_err();
+        let status = files.open(OpenRequest { caller: caller("root", 0, 0), path: bad.clone().into(), local_workers: vec![] }).await.unwrap_err();
         let kind = forebay_proto::convert::from_status(&status).kind();
         assert!(matches!(kind, ErrorKind::InvalidArgument | ErrorKind::NameTooLong), "{:?}: {kind:?}", String::from_utf8_lossy(&bad));
     }

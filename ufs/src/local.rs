@@ -1,15 +1,15 @@
 //! `file://`: a folder of this machine, reached so that no name and no symbolic link can lead out of it.
 //!
-//! Every path is opened with `openat2(RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)` from a descriptor of the root, and what
-//! is read is the descriptor that was checked. A read compares the fingerprint of the open file before and after.
+//! Every path is opened with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)` from a descriptor of the root: a link inside
+//! the folder is not followed either, because it would pass by folders whose mode forbids it. What is read is the descriptor
+//! that was checked. A read compares the fingerprint of the open file before and after.
 //! A write goes to a temporary name beside its target, is fsynced, renamed over it, and its folder fsynced.
 
 use crate::fingerprint;
 use crate::store::{Listing, UfsEntry};
 use bytes::{Bytes, BytesMut};
-use forebay_common::error::at;
 use forebay_common::limits::NAME_MAX_BYTES;
-use forebay_common::{Error, Result, err};
+use forebay_common::{Error, ErrorKind, Result, err};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Group, Uid, UnlinkatFlags, User, unlinkat};
@@ -76,12 +76,26 @@ fn split(key: &[u8]) -> (&[u8], &[u8]) {
 
 /// Opens `key` below `root`, never outside it.
 fn beneath(root: &OwnedFd, key: &[u8], flags: OFlag) -> Result<OwnedFd> {
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
     let path: &[u8] = if key.is_empty() { b"." } else { key };
     openat2(root.as_fd(), os(path), how).map_err(|errno| match errno {
-        nix::errno::Errno::EXDEV | nix::errno::Errno::ELOOP => err!(PermissionDenied, "a symbolic link here leads out of the mounted folder"),
-        errno => Error::io("opening", &errno.into()),
+        nix::errno::Errno::EXDEV | nix::errno::Errno::ELOOP => err!(PermissionDenied, "symbolic links are not followed in a file:// mount"),
+        errno => failed("opening", errno),
     })
+}
+
+/// What a system call said. Whatever is no clear refusal (`EIO`, `EMFILE`, `EBUSY`, `ESTALE`…) may pass, and may be tried again.
+fn failed(doing: impl std::fmt::Display, errno: nix::errno::Errno) -> Error {
+    passing(Error::io(doing, &errno.into()))
+}
+
+fn passing(e: Error) -> Error {
+    if e.kind() == ErrorKind::Internal { err!(UnderStore, "{}", e.message()) } else { e }
+}
+
+/// `at` of `forebay_common::error`, for a store: see `failed`.
+fn at(doing: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
+    move |e| passing(Error::io(doing, &e))
 }
 
 fn metadata(root: &OwnedFd, key: &[u8]) -> Result<Metadata> {
@@ -98,7 +112,7 @@ impl LocalStore {
             return Err(err!(InvalidArgument, "file:// takes no option {name}"));
         }
         let root = nix::fcntl::open(root, OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(|e| Error::io(format!("folder {root}"), &e.into()))?;
+            .map_err(|e| failed(format!("folder {root}"), e))?;
         Ok(LocalStore { root: Arc::new(root), names: Arc::default() })
     }
 
@@ -118,16 +132,16 @@ impl LocalStore {
         let (root, names, key) = (self.root.clone(), self.names.clone(), key.to_vec());
         blocking(move || {
             let dir = match beneath(&root, &key, OFlag::O_DIRECTORY | OFlag::O_RDONLY) {
-                Err(e) if e.kind() == forebay_common::ErrorKind::NotFound => return Ok(Listing::default()),
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Listing::default()),
                 other => other?,
             };
             let mut listing = Listing::default();
-            let mut open = nix::dir::Dir::from_fd(dir).map_err(|e| Error::io("opening folder", &e.into()))?;
+            let mut open = nix::dir::Dir::from_fd(dir).map_err(|e| failed("opening folder", e))?;
             let all: Vec<Vec<u8>> = open
                 .iter()
                 .map(|e| e.map(|e| e.file_name().to_bytes().to_vec()))
                 .collect::<nix::Result<_>>()
-                .map_err(|e| Error::io("reading folder", &e.into()))?;
+                .map_err(|e| failed("reading folder", e))?;
             for name in all {
                 if name == b"." || name == b".." || name.starts_with(TEMPORARY_PREFIX.as_bytes()) {
                     continue;
@@ -135,7 +149,9 @@ impl LocalStore {
                 let full = if key.is_empty() { name.clone() } else { [&key[..], b"/", &name].concat() };
                 match metadata(&root, &full) {
                     Ok(m) if (m.is_file() || m.is_dir()) && name.len() <= NAME_MAX_BYTES => listing.entries.push(names.entry(&name, &m)),
-                    Err(e) if e.kind() == forebay_common::ErrorKind::NotFound => {}
+                    Err(e) if e.kind() == ErrorKind::NotFound => {}
+                    // A name that could not be looked at is not a name that is gone.
+                    Err(e) if e.kind() != ErrorKind::PermissionDenied => return Err(e),
                     _ => listing.unshown += 1,
                 }
             }
@@ -180,7 +196,7 @@ impl LocalStore {
             let temporary = format!("{TEMPORARY_PREFIX}{:016x}", rand::random::<u64>());
             let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
             let fd = nix::fcntl::openat(dir.as_fd(), temporary.as_str(), flags, Mode::from_bits_truncate(0o644))
-                .map_err(|e| Error::io("making a temporary file", &e.into()))?;
+                .map_err(|e| failed("making a temporary file", e))?;
             Ok(LocalWriter { state: Some(WriterState { dir, temporary, name: name.to_vec(), file: File::from(fd) }), names })
         })
         .await
@@ -199,7 +215,7 @@ impl LocalStore {
                 return Err(err!(InvalidArgument, "the root of a mount cannot be deleted"));
             }
             let dir = match beneath(&root, parent, OFlag::O_DIRECTORY | OFlag::O_RDONLY) {
-                Err(e) if e.kind() == forebay_common::ErrorKind::NotFound => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
                 other => other?,
             };
             if folder {
@@ -223,7 +239,7 @@ impl LocalStore {
                 Ok(()) => {}
                 // A repetition after a crash: the first time has done it.
                 Err(nix::errno::Errno::ENOENT) if metadata(&root, &target).is_ok() => {}
-                Err(e) => return Err(Error::io("renaming", &e.into())),
+                Err(e) => return Err(failed("renaming", e)),
             }
             sync(&to)?;
             sync(&from)
@@ -233,13 +249,13 @@ impl LocalStore {
 }
 
 fn sync(dir: &OwnedFd) -> Result<()> {
-    nix::unistd::fsync(dir.as_fd()).map_err(|e| Error::io("fsync of a folder", &e.into()))
+    nix::unistd::fsync(dir.as_fd()).map_err(|e| failed("fsync of a folder", e))
 }
 
 fn unlink(dir: &OwnedFd, name: &[u8], how: UnlinkatFlags) -> Result<()> {
     match unlinkat(dir.as_fd(), os(name), how) {
         Ok(()) | Err(nix::errno::Errno::ENOENT) => Ok(()),
-        Err(e) => Err(Error::io("unlinking", &e.into())),
+        Err(e) => Err(failed("unlinking", e)),
     }
 }
 
@@ -250,15 +266,12 @@ fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<()> {
         Ok(fd) => fd,
         Err(nix::errno::Errno::ENOENT) => return Ok(()),
         Err(nix::errno::Errno::ENOTDIR | nix::errno::Errno::ELOOP) => return unlink(parent, name, UnlinkatFlags::NoRemoveDir),
-        Err(e) => return Err(Error::io("opening folder", &e.into())),
+        Err(e) => return Err(failed("opening folder", e)),
     };
     let again = fd.try_clone().map_err(at("folder"))?;
-    let mut dir = nix::dir::Dir::from_fd(fd).map_err(|e| Error::io("opening folder", &e.into()))?;
-    let names: Vec<Vec<u8>> = dir
-        .iter()
-        .map(|e| e.map(|e| e.file_name().to_bytes().to_vec()))
-        .collect::<nix::Result<_>>()
-        .map_err(|e| Error::io("reading folder", &e.into()))?;
+    let mut dir = nix::dir::Dir::from_fd(fd).map_err(|e| failed("opening folder", e))?;
+    let names: Vec<Vec<u8>> =
+        dir.iter().map(|e| e.map(|e| e.file_name().to_bytes().to_vec())).collect::<nix::Result<_>>().map_err(|e| failed("reading folder", e))?;
     for child in names.iter().filter(|n| *n != b"." && *n != b"..") {
         remove_tree(&again, child)?;
     }
@@ -274,7 +287,7 @@ fn make_folders(root: &OwnedFd, key: &[u8]) -> Result<()> {
     let dir = beneath(root, parent, OFlag::O_DIRECTORY | OFlag::O_RDONLY)?;
     match nix::sys::stat::mkdirat(dir.as_fd(), os(name), Mode::from_bits_truncate(0o755)) {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-        Err(e) => return Err(Error::io("making a folder", &e.into())),
+        Err(e) => return Err(failed("making a folder", e)),
     }
     sync(&dir)?;
     beneath(root, key, OFlag::O_DIRECTORY | OFlag::O_PATH).map(drop)
@@ -304,6 +317,13 @@ impl LocalWriter {
         .map_err(|e| err!(Internal, "file store task: {e}"))?;
         self.state = Some(state);
         result
+    }
+
+    /// Has the bytes durable under the temporary name, so that publishing is a rename.
+    pub async fn settle(&mut self) -> Result<()> {
+        let state = self.state.as_ref().ok_or_else(|| err!(Internal, "settle after a failed write"))?;
+        let file = state.file.try_clone().map_err(at("file"))?;
+        blocking(move || file.sync_all().map_err(at("fsync"))).await
     }
 
     pub async fn close(mut self) -> Result<UfsEntry> {
@@ -338,8 +358,7 @@ impl Drop for LocalWriter {
 impl WriterState {
     fn publish(&self) -> Result<Metadata> {
         self.file.sync_all().map_err(at("fsync"))?;
-        nix::fcntl::renameat(self.dir.as_fd(), self.temporary.as_str(), self.dir.as_fd(), os(&self.name))
-            .map_err(|e| Error::io("publishing", &e.into()))?;
+        nix::fcntl::renameat(self.dir.as_fd(), self.temporary.as_str(), self.dir.as_fd(), os(&self.name)).map_err(|e| failed("publishing", e))?;
         sync(&self.dir)?;
         self.file.metadata().map_err(at("stat"))
     }
@@ -354,7 +373,6 @@ impl WriterState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use forebay_common::ErrorKind;
 
     fn open(dir: &std::path::Path) -> LocalStore {
         LocalStore::open(dir.to_str().unwrap(), &BTreeMap::new()).unwrap()
@@ -370,7 +388,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("in")).unwrap();
         std::os::unix::fs::symlink("in", dir.path().join("within")).unwrap();
         let store = open(dir.path());
-        for key in ["out/secret", "up", "out"] {
+        std::fs::write(dir.path().join("in/f"), "f").unwrap();
+        for key in ["out/secret", "up", "out", "within", "within/f"] {
             assert_eq!(store.stat(key.as_bytes()).await.unwrap_err().kind(), ErrorKind::PermissionDenied, "{key}");
             assert!(store.read(key.as_bytes(), 0, 1, "").await.is_err());
         }
@@ -378,8 +397,8 @@ mod tests {
         assert!(store.delete(b"out/secret", false).await.is_err());
         assert!(store.rename(b"in", b"out/in").await.is_err());
         let listing = store.list(b"").await.unwrap();
-        assert_eq!(listing.unshown, 2);
-        assert_eq!(listing.entries.len(), 2);
+        assert_eq!(listing.unshown, 3);
+        assert_eq!(listing.entries.len(), 1);
         assert!(store.delete(b"out", true).await.is_ok());
         assert!(outside.path().join("secret").exists());
     }

@@ -34,7 +34,7 @@ pub struct UfsEntry {
 pub struct Listing {
     /// What can be shown, sorted by name.
     pub entries: Vec<UfsEntry>,
-    /// Objects that cannot be: names with `//`, names too long, links that lead out of the mount.
+    /// Objects that cannot be: names with `//`, names too long, symbolic links.
     pub unshown: u64,
 }
 
@@ -180,6 +180,14 @@ impl UfsWriter {
         }?;
         metrics::BYTES_WRITTEN.inc_by(length);
         Ok(())
+    }
+
+    /// Does what can be done before publishing, so that `close` takes little time where the store allows it.
+    pub async fn settle(&mut self) -> Result<()> {
+        match &mut self.0 {
+            WriterInner::Local(w) => w.settle().await,
+            WriterInner::Object(_) => Ok(()),
+        }
     }
 
     /// Publishes the object, durable in the store, and returns the entry it has now.

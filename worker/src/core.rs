@@ -1,5 +1,6 @@
 //! `Core`: the parts of one worker, shared by its sessions.
 
+use crate::master::Master;
 use crate::report::Reporter;
 use crate::store::BlockStore;
 use crate::ufs_read::Fetcher;
@@ -16,6 +17,7 @@ pub struct Core {
     pub host_id: String,
     pub config: WorkerConfig,
     pub store: Arc<BlockStore>,
+    pub master: Master,
     pub keys: KeyRing,
     pub mounts: Mounts,
     pub fetcher: Fetcher,

@@ -4,6 +4,7 @@
 //! serves clients over TCP and over the Unix socket (where it hands out descriptors); `report` tells the master.
 
 mod core;
+mod master;
 mod report;
 mod server;
 mod session;

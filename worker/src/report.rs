@@ -9,14 +9,12 @@ use crate::{ufs_read, write};
 use forebay_common::limits::REPORT_BATCH_BLOCKS;
 use forebay_common::token::TokenKey;
 use forebay_common::{BlockId, InodeId, MountId, Result, clock, counter};
-use forebay_proto::convert::from_status;
-use forebay_proto::worker_master_client::WorkerMasterClient;
 use forebay_proto::{ChangedFile, HeartbeatRequest, HeartbeatResponse, NamedValue, RegisterRequest, ReportedBlock, WorkerAddress};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 
 counter!(FAILED, "forebay_worker_heartbeats_failed_total", "heartbeats that the master did not answer");
 
@@ -24,30 +22,39 @@ counter!(FAILED, "forebay_worker_heartbeats_failed_total", "heartbeats that the 
 const CHANGE_DELAY: Duration = Duration::from_millis(50);
 /// Changed files kept for the next heartbeat.
 const CHANGED_FILES_MAX: usize = 1_000;
+/// How long a session waits for news from the master.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The asking side, shared by sessions.
 pub struct Reporter {
     wake: Notify,
-    rounds: watch::Sender<u64>,
+    /// Rounds begun, and the newest that was answered.
+    begun: AtomicU64,
+    answered: watch::Sender<u64>,
     changed_files: Mutex<Vec<ChangedFile>>,
     warnings: Mutex<Vec<String>>,
 }
 
 impl Default for Reporter {
     fn default() -> Self {
-        Reporter { wake: Notify::new(), rounds: watch::channel(0).0, changed_files: Mutex::default(), warnings: Mutex::default() }
+        Reporter {
+            wake: Notify::new(),
+            begun: AtomicU64::new(0),
+            answered: watch::channel(0).0,
+            changed_files: Mutex::default(),
+            warnings: Mutex::default(),
+        }
     }
 }
 
 impl Reporter {
     /// Has a heartbeat sent now and waits for its answer, a few seconds at most.
     pub async fn report_now(&self) {
-        let mut rounds = self.rounds.subscribe();
-        // One that is under way may have been answered before the key was made: wait for the one after it.
-        let wanted = *rounds.borrow_and_update() + 1;
+        let mut answered = self.answered.subscribe();
+        // One that is under way may have been answered before the key was made: only one that begins from now on counts.
+        let wanted = self.begun.load(Ordering::Acquire) + 1;
         self.wake.notify_one();
-        let _ = tokio::time::timeout(CALL_TIMEOUT, rounds.wait_for(|r| *r >= wanted)).await;
+        let _ = tokio::time::timeout(CALL_TIMEOUT, answered.wait_for(|r| *r >= wanted)).await;
     }
 
     /// The under store holds another version than `fingerprint` of this file.
@@ -70,8 +77,6 @@ impl Reporter {
 pub struct Heartbeat {
     pub core: Arc<Core>,
     pub address: WorkerAddress,
-    pub master: String,
-    pub cluster_secret: Vec<u8>,
     pub incarnation: u64,
 }
 
@@ -79,51 +84,49 @@ impl Heartbeat {
     /// Runs until shutdown. `registered` turns true at the first answer.
     pub async fn run(self, registered: watch::Sender<bool>, shutdown: CancellationToken) {
         let interval = Duration::from_millis(self.core.config.heartbeat_interval_ms.max(50));
-        let mut client: Option<WorkerMasterClient<Channel>> = None;
         let mut known = false;
         loop {
-            let result = self.round(&mut client, &mut known).await;
-            match result {
+            let round = self.core.reporter.begun.fetch_add(1, Ordering::AcqRel) + 1;
+            let failing = match self.round(&mut known).await {
                 Ok(()) => {
                     registered.send_replace(true);
-                    self.core.reporter.rounds.send_modify(|r| *r += 1);
+                    self.core.reporter.answered.send_replace(round);
                     if self.core.store.has_changes() {
                         tokio::select! {
                             () = shutdown.cancelled() => return,
                             () = tokio::time::sleep(CHANGE_DELAY) => continue,
                         }
                     }
+                    false
                 }
                 Err(e) => {
                     FAILED.inc();
-                    tracing::warn!(error = %e, master = self.master, "heartbeat failed; it is tried again");
-                    client = None;
+                    tracing::warn!(error = %e, "heartbeat failed; it is tried again");
+                    true
                 }
-            }
+            };
             self.core.store.reap();
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(if client.is_some() { interval } else { interval.min(Duration::from_millis(200)) }) => {}
+                () = tokio::time::sleep(if failing { interval.min(Duration::from_millis(200)) } else { interval }) => {}
                 () = self.core.reporter.wake.notified() => {}
                 () = self.core.store.changed_notify.notified() => tokio::time::sleep(CHANGE_DELAY).await,
             }
         }
     }
 
-    async fn round(&self, client: &mut Option<WorkerMasterClient<Channel>>, known: &mut bool) -> Result<()> {
-        let client = match client {
-            Some(client) => client,
-            None => client.insert(self.connect().await?),
-        };
+    async fn round(&self, known: &mut bool) -> Result<()> {
+        let master = &self.core.master;
+        let mut client = master.client();
         if !*known {
             let request = RegisterRequest {
-                cluster_secret: self.cluster_secret.clone().into(),
+                cluster_secret: master.secret(),
                 address: Some(self.address.clone()),
                 incarnation: self.incarnation,
                 tiers: vec![self.core.store.usage()],
                 counters: counters(),
             };
-            let answer = client.register(request).await.map_err(|s| from_status(&s))?.into_inner();
+            let answer = client.register(request).await.map_err(|s| master.failed(&s))?.into_inner();
             self.take(answer);
             self.core.store.note_all_changed();
             *known = true;
@@ -143,27 +146,14 @@ impl Heartbeat {
                 // The lost answer may have carried deletions: what no file has is reported, and ordered deleted again.
                 self.core.store.note_all_changed();
                 self.core.reporter.changed_files.lock().unwrap_or_else(|e| e.into_inner()).extend(changed_files);
-                Err(from_status(&status))
+                Err(master.failed(&status))
             }
         }
     }
 
-    async fn connect(&self) -> Result<WorkerMasterClient<Channel>> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.master))
-            .map_err(|e| forebay_common::err!(InvalidArgument, "client.master = {:?}: {e}", self.master))?
-            .connect_timeout(CALL_TIMEOUT)
-            .timeout(CALL_TIMEOUT)
-            .tcp_nodelay(true);
-        let channel = endpoint.connect().await.map_err(|e| {
-            let cause = std::error::Error::source(&e).map(|c| c.to_string()).unwrap_or_default();
-            forebay_common::err!(Unavailable, "master {} cannot be reached: {e} {cause}", self.master)
-        })?;
-        Ok(WorkerMasterClient::new(channel).max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20))
-    }
-
     fn request(&self, changed: &[(BlockId, u64)], changed_files: Vec<ChangedFile>) -> HeartbeatRequest {
         HeartbeatRequest {
-            cluster_secret: self.cluster_secret.clone().into(),
+            cluster_secret: self.core.master.secret(),
             worker_id: self.core.id.get(),
             incarnation: self.incarnation,
             tiers: vec![self.core.store.usage()],

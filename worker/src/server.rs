@@ -1,9 +1,10 @@
 //! Starting and stopping a worker: its id, its tier, its sockets, its heartbeat.
 
 use crate::core::{Core, Mounts};
+use crate::master::Master;
 use crate::report::{self, Heartbeat, Reporter};
 use crate::session::{self, Socket};
-use crate::store::{BlockStore, Tier};
+use crate::store::{BlockStore, Tier, blocks_allowed};
 use crate::ufs_read::Fetcher;
 use crate::web;
 use forebay_common::config::Config;
@@ -71,7 +72,9 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
     let mem_dir = worker.mem_dir.clone();
     let reporter = Reporter::default();
     tier.warnings().iter().for_each(|w| reporter.warn(w.clone()));
-    let store = Arc::new(tokio::task::spawn_blocking(move || BlockStore::open(tier)).await.map_err(|e| err!(Internal, "worker start: {e}"))??);
+    let blocks_max = if worker.blocks_max > 0 { worker.blocks_max } else { blocks_allowed(worker.sessions_max) };
+    let store =
+        Arc::new(tokio::task::spawn_blocking(move || BlockStore::open(tier, blocks_max)).await.map_err(|e| err!(Internal, "worker start: {e}"))??);
     let socket_path = worker.socket_dir.join(format!("worker-{:016x}.sock", id.get()));
     let unix = bind_unix(&socket_path)?;
     let address = WorkerAddress {
@@ -88,17 +91,12 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
         fetcher: Fetcher::new(worker.fetch_concurrency),
         config: worker,
         store: store.clone(),
+        master: Master::new(&config.client.master, config.security.cluster_secret()?)?,
         keys: KeyRing::default(),
         mounts: Mounts::default(),
         reporter,
     });
-    let heartbeat = Heartbeat {
-        core: core.clone(),
-        address,
-        master: config.client.master.clone(),
-        cluster_secret: config.security.cluster_secret()?,
-        incarnation: rand::random(),
-    };
+    let heartbeat = Heartbeat { core: core.clone(), address, incarnation: rand::random() };
     let (registered_sender, registered) = watch::channel(false);
     let tasks = vec![
         tokio::spawn(accept_tcp(core.clone(), tcp, shutdown.clone())),

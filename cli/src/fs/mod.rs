@@ -82,8 +82,11 @@ async fn dispatch(fs: &FileSystem, command: FsCommand, output: Output) -> Result
         FsCommand::Unmount { path: p } => fs.unmount(&path(&p)?).await?,
         FsCommand::Free { path: p } => {
             let freed = fs.free(&path(&p)?).await?;
-            let text = format!("{} cached blocks of {} files are dropped", freed.blocks, freed.files);
-            output.show(&json!({ "files": freed.files, "blocks": freed.blocks }), || output::line(&text))?;
+            let mut text = format!("{} cached blocks of {} files are dropped", freed.blocks, freed.files);
+            if freed.refused > 0 {
+                text += &format!("; {} files and folders were left alone, for lack of permission", freed.refused);
+            }
+            output.show(&json!({ "files": freed.files, "blocks": freed.blocks, "refused": freed.refused }), || output::line(&text))?;
         }
     }
     Ok(ExitCode::SUCCESS)

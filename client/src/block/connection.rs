@@ -53,6 +53,12 @@ struct Shared {
 }
 
 impl Shared {
+    /// Nothing is sent any more, and whoever waits for an answer is told.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.waiting().clear();
+    }
+
     fn waiting(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Received>>> {
         self.waiting.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -175,6 +181,9 @@ impl Connection {
 
     /// Sends without an answer being waited for.
     pub async fn send_only(&self, op: Op, body: &[u8]) -> Result<()> {
+        if self.is_closed() {
+            return Err(err!(Unavailable, "the connection to the worker broke"));
+        }
         self.send(self.next_id.fetch_add(1, Ordering::Relaxed), op, body).await
     }
 
@@ -183,6 +192,7 @@ impl Connection {
         let mut parts = [IoSlice::new(&head), IoSlice::new(body)];
         let mut rest = &mut parts[..];
         let mut writer = self.writer.lock().await;
+        let mut frame = Frame { shared: &self.shared, whole: false };
         while !rest.is_empty() {
             let written = tokio::time::timeout(self.timeout, writer.write_vectored(rest))
                 .await
@@ -193,6 +203,7 @@ impl Connection {
             }
             IoSlice::advance_slices(&mut rest, written);
         }
+        frame.whole = true;
         Ok(())
     }
 
@@ -218,6 +229,21 @@ impl Connection {
             if self.send_only(Op::CloseGrant(CloseGrant { grant_id }), &[]).await.is_err() {
                 return;
             }
+        }
+    }
+}
+
+/// A frame on its way. One that ends early (an error, a cancelled call) may be half sent: nothing can follow it, so the
+/// connection is closed.
+struct Frame<'a> {
+    shared: &'a Shared,
+    whole: bool,
+}
+
+impl Drop for Frame<'_> {
+    fn drop(&mut self) {
+        if !self.whole {
+            self.shared.close();
         }
     }
 }
@@ -258,8 +284,7 @@ async fn read_answers(reader: Box<dyn AsyncRead + Send + Unpin>, shared: Arc<Sha
             tracing::debug!(id = response.id, "an answer that nobody waits for");
         }
     }
-    shared.closed.store(true, Ordering::Release);
-    shared.waiting().clear();
+    shared.close();
 }
 
 type Descriptors = Arc<Mutex<VecDeque<OwnedFd>>>;
@@ -338,5 +363,37 @@ impl AsyncWrite for SharedWriter {
     }
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_common::ErrorKind;
+    use forebay_proto::{DataResponse, WriteData};
+    use tokio::net::TcpListener;
+
+    /// A call that is given up half-way through its frame closes the connection: nothing may follow half a frame.
+    #[tokio::test]
+    async fn half_a_frame_closes_the_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (hello, _) = frame::read::<DataRequest, _>(&mut stream).await.unwrap().unwrap();
+            let answer = DataResponse { id: hello.id, op: Some(Answer::HelloOk(HelloOk { version: DATA_PROTOCOL_VERSION, ..HelloOk::default() })) };
+            stream.write_all(&frame::encode_head(&answer, 0)).await.unwrap();
+            // Takes nothing more.
+            std::future::pending::<()>().await;
+        });
+        let second = Duration::from_secs(1);
+        let connection = Connection::tcp("127.0.0.1", port, second, Duration::from_secs(60)).await.unwrap();
+        let body = vec![0; 64 << 20];
+        let sending = connection.send_only(Op::WriteData(WriteData::default()), &body);
+        assert!(tokio::time::timeout(Duration::from_millis(100), sending).await.is_err(), "the server takes nothing");
+        assert!(connection.is_closed());
+        let refused = connection.call(Op::CloseGrant(CloseGrant { grant_id: 1 })).await.map(drop).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable);
+        server.abort();
     }
 }

@@ -39,6 +39,9 @@ pub struct WorkerConfig {
     pub mem_quota: ByteSize,
     /// Whether to mount a tmpfs with huge pages on `mem_dir`.
     pub mem_mount: MemMount,
+    /// Blocks kept open at once: each takes two descriptors and a mapping. The one used longest ago is evicted above it.
+    /// 0: as many as the limits of the process allow.
+    pub blocks_max: usize,
     /// Heartbeats to the master; changes of blocks are reported sooner.
     pub heartbeat_interval_ms: u64,
     /// Largest single read of an under store.
@@ -66,6 +69,7 @@ impl Default for WorkerConfig {
             socket_dir: super::client::default_socket_dir(),
             mem_quota: ByteSize::gib(1),
             mem_mount: MemMount::Auto,
+            blocks_max: 0,
             heartbeat_interval_ms: 1_000,
             fetch_range: ByteSize::mib(4),
             fetch_concurrency: 16,

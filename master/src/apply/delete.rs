@@ -1,10 +1,10 @@
 //! Removal, here at once and in the under store by a pending record that sync and reads respect meanwhile.
 
-use super::block;
 use super::context::Context;
+use super::{block, replies};
 use crate::namespace::{self, EXECUTE, Found, WRITE, Walk};
 use crate::store::{Cf, Reader, dentry_key, id_key};
-use forebay_common::{AbsPath, InodeId, Result, err};
+use forebay_common::{AbsPath, ErrorKind, InodeId, Result, err};
 use forebay_proto::journal::{Delete, FinishPending};
 use forebay_proto::store::{Inode, Pending};
 
@@ -53,6 +53,7 @@ pub fn add_pending(c: &mut Context<'_, '_>, mut pending: Pending) {
     pending.id = c.counters.next_pending_id;
     c.counters.next_pending_id += 1;
     pending.created_ms = c.now_ms();
+    (pending.client_id, pending.sequence) = (c.command.client_id, c.command.sequence);
     let tombstone = dentry_key(InodeId(pending.source_parent_id), &pending.source_name);
     c.txn.put_raw(Cf::Tombstone, &tombstone, pending.id.to_be_bytes().to_vec());
     c.txn.put(Cf::Pending, &id_key(pending.id), &pending);
@@ -66,6 +67,9 @@ pub fn finish_pending(c: &mut Context<'_, '_>, op: &FinishPending) -> Result<()>
     let parent = InodeId(pending.source_parent_id);
     c.txn.delete(Cf::Tombstone, &dentry_key(parent, &pending.source_name));
     c.note_removal(parent)?;
+    if !op.error.is_empty() {
+        replies::amend(c.txn, pending.client_id, pending.sequence, ErrorKind::from_code(op.error_kind), &op.error)?;
+    }
     if pending.kind == "rename" {
         let target = InodeId(pending.target_parent_id);
         if let Some(mut inode) = c.txn.child(target, &pending.target_name)?

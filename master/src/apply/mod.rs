@@ -64,7 +64,12 @@ pub fn apply_entry(store: &Store, commands: &[Command], applied: &mut AppliedRec
             Some(reply) => reply,
             None => {
                 let mut context = Context::new(&mut txn, command, applied.changes, counters);
-                let reply = match dispatch(&mut context) {
+                let done = dispatch(&mut context);
+                // What the store could not read says nothing of the command: the entry fails, and is applied again later.
+                if let Some(e) = context.txn.failure() {
+                    return Err(e);
+                }
+                let reply = match done {
                     Ok(()) => {
                         let (reply, after) = context.finish();
                         counters = after;
@@ -124,6 +129,7 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         Some(Op::AddMount(op)) => mounts::add(c, op),
         Some(Op::RemoveMount(op)) => mounts::remove(c, op),
         Some(Op::FinishPending(op)) => delete::finish_pending(c, op),
+        Some(Op::UpdateMount(op)) => mounts::update(c, op),
         None => Err(forebay_common::err!(Unsupported, "the journal holds a command this version does not know: start the newer version again")),
     }
 }

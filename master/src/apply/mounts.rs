@@ -4,8 +4,8 @@ use super::context::Context;
 use super::delete::{check_nothing_open, remove_tree};
 use crate::namespace::{Found, Walk};
 use crate::store::{Cf, Reader, id_key};
-use forebay_common::{AbsPath, InodeId, Result, err};
-use forebay_proto::journal::{AddMount, RemoveMount};
+use forebay_common::{AbsPath, InodeId, MountId, Result, err};
+use forebay_proto::journal::{AddMount, RemoveMount, UpdateMount};
 use forebay_proto::store::Mount;
 
 fn check_superuser(c: &Context<'_, '_>) -> Result<()> {
@@ -62,6 +62,21 @@ fn place(c: &mut Context<'_, '_>, path: &AbsPath, walk: &Walk) -> Result<Found> 
     let (parent, name) = (above.id(), walk.missing[0].clone());
     c.insert(parent, &name, &inode);
     Ok(Found { parent, name, inode })
+}
+
+/// The same store under other options: what is cached stays.
+pub fn update(c: &mut Context<'_, '_>, op: &UpdateMount) -> Result<()> {
+    check_superuser(c)?;
+    let (path, walk) = c.walk(&op.path)?;
+    let found = walk.found(&path)?;
+    let Some(mut mount) = c.txn.mount(MountId(found.inode.mount_id))? else {
+        return Err(err!(InvalidArgument, "{path} is not a mount"));
+    };
+    mount.read_only = op.read_only;
+    mount.options = op.options.clone();
+    c.txn.put(Cf::Mount, &id_key(mount.id), &mount);
+    c.reply.mount_id = mount.id;
+    Ok(())
 }
 
 pub fn remove(c: &mut Context<'_, '_>, op: &RemoveMount) -> Result<()> {

@@ -2,12 +2,13 @@
 //!
 //! Per client the answers of its newest calls are kept. A call below that window is refused as expired: whether it
 //! was done is not known any more, and doing it again would be wrong. Of a client that was forgotten (or is new) only
-//! the first calls are taken; it starts over under a new id otherwise.
+//! the first calls are taken; it starts over under a new id otherwise. An answer is kept with whose it is and to which kind
+//! of call: who uses another's numbers is refused, and told nothing.
 
 use super::Limits;
 use crate::store::{Cf, Reader, Txn, id_key, reply_key};
 use forebay_common::{ErrorKind, Result};
-use forebay_proto::journal::{Command, Reply};
+use forebay_proto::journal::{Command, Reply, command::Op};
 use forebay_proto::store::{ClientReplies, Counters};
 
 /// The answer given before, or the refusal of a call that is too old. Client 0 (the master's own drivers) is not remembered.
@@ -15,8 +16,9 @@ pub fn remembered(txn: &Txn<'_>, command: &Command) -> Result<Option<Reply>> {
     if command.client_id == 0 {
         return Ok(None);
     }
-    if let Some(reply) = txn.record(Cf::Reply, &reply_key(command.client_id, command.sequence))? {
-        return Ok(Some(reply));
+    if let Some(reply) = txn.record::<Reply>(Cf::Reply, &reply_key(command.client_id, command.sequence))? {
+        let same = reply.principal == command.principal && reply.op == number_of(command.op.as_ref());
+        return Ok(Some(if same { Reply { principal: String::new(), op: 0, ..reply } } else { not_theirs() }));
     }
     let client: Option<ClientReplies> = txn.record(Cf::Client, &id_key(command.client_id))?;
     let too_old = match client {
@@ -28,6 +30,37 @@ pub fn remembered(txn: &Txn<'_>, command: &Command) -> Result<Option<Reply>> {
         error_message: "this call is older than what is remembered of its client: whether it was done is not known, look before repeating it".into(),
         ..Reply::default()
     }))
+}
+
+fn not_theirs() -> Reply {
+    Reply {
+        error_kind: ErrorKind::InvalidArgument.code(),
+        error_message:
+            "this client id and sequence number were used for another call: every client draws an id of its own, and a new number for each change"
+                .into(),
+        ..Reply::default()
+    }
+}
+
+/// The field number of an operation in `Command.op`; 0 for none.
+fn number_of(op: Option<&Op>) -> u32 {
+    match op {
+        None => 0,
+        Some(Op::Create(_)) => 10,
+        Some(Op::AddBlocks(_)) => 11,
+        Some(Op::Complete(_)) => 12,
+        Some(Op::Abandon(_)) => 13,
+        Some(Op::RenewLease(_)) => 14,
+        Some(Op::Mkdir(_)) => 15,
+        Some(Op::Delete(_)) => 16,
+        Some(Op::Rename(_)) => 17,
+        Some(Op::SetAttributes(_)) => 18,
+        Some(Op::SyncChildren(_)) => 19,
+        Some(Op::AddMount(_)) => 20,
+        Some(Op::RemoveMount(_)) => 21,
+        Some(Op::FinishPending(_)) => 22,
+        Some(Op::UpdateMount(_)) => 23,
+    }
 }
 
 /// Answers forgotten at a time.
@@ -52,7 +85,8 @@ pub fn remember(txn: &mut Txn<'_>, command: &Command, reply: &Reply, change: u64
             ClientReplies::default()
         }
     };
-    txn.put(Cf::Reply, &reply_key(command.client_id, command.sequence), reply);
+    let kept = Reply { principal: command.principal.clone(), op: number_of(command.op.as_ref()), ..reply.clone() };
+    txn.put(Cf::Reply, &reply_key(command.client_id, command.sequence), &kept);
     client.touched = change;
     let floor = command.sequence.saturating_sub(limits.replies_per_client);
     // In steps, so that the scan is paid once in a while.
@@ -66,6 +100,19 @@ pub fn remember(txn: &mut Txn<'_>, command: &Command, reply: &Reply, change: u64
         client.forgotten_below = floor;
     }
     txn.put(Cf::Client, &key, &client);
+    Ok(())
+}
+
+/// What an under store said in the end of a change that was answered before: from now on that is the answer.
+pub fn amend(txn: &mut Txn<'_>, client_id: u64, sequence: u64, error_kind: ErrorKind, error_message: &str) -> Result<()> {
+    let key = reply_key(client_id, sequence);
+    if client_id > 0
+        && let Some(mut reply) = txn.record::<Reply>(Cf::Reply, &key)?
+    {
+        reply.error_kind = error_kind.code();
+        reply.error_message = error_message.to_owned();
+        txn.put(Cf::Reply, &key, &reply);
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::store::Reader;
 use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId};
-use forebay_proto::journal::{AddBlocks, AddMount, Complete, Create, Delete, FinishPending, Mkdir, Rename, Seen, SyncChildren};
+use forebay_proto::journal::{AddBlocks, AddMount, Complete, Create, Delete, FinishPending, Mkdir, Rename, Seen, SyncChildren, UpdateMount};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -369,4 +369,185 @@ fn sync_respects_what_changed_since_it_looked() {
     assert_eq!(machine.paths().into_keys().collect::<Vec<_>>(), ["/h"]);
     machine.one(sync(vec![], vec!["h"], machine.applied.changes));
     assert!(machine.paths().is_empty());
+}
+
+/// A command of some client, as it would come over the wire.
+fn call(client_id: u64, sequence: u64, principal: &str, op: Op) -> Command {
+    Command { principal: principal.into(), superuser: principal == "root", client_id, sequence, op: Some(op), ..Default::default() }
+}
+
+fn create_op(path: &str, to_ufs: bool) -> Create {
+    Create {
+        path: bytes(path),
+        overwrite: true,
+        recursive: true,
+        block_size_bytes: 65_536,
+        page_size_bytes: 65_536,
+        cached: true,
+        to_ufs,
+        block_count: 1,
+        lease_ttl_ms: 10,
+        ..Default::default()
+    }
+}
+
+impl Machine {
+    /// A finished file of one block.
+    fn file(&mut self, path: &str, to_ufs: bool) -> u64 {
+        let created = self.one(Op::Create(create_op(path, to_ufs)));
+        assert_eq!(created.error_kind, 0, "{}", created.error_message);
+        let complete = Complete {
+            file_id: created.file_id,
+            lease_id: created.lease_id,
+            length: 5,
+            block_ids: created.block_ids,
+            block_lengths: vec![5],
+            fingerprint: if to_ufs { "f".into() } else { String::new() },
+        };
+        assert_eq!(self.one(Op::Complete(complete)).error_kind, 0);
+        created.file_id
+    }
+
+    fn look(&self, path: &str) -> forebay_proto::store::Inode {
+        let path = AbsPath::parse(path.as_bytes()).unwrap();
+        crate::namespace::walk(&self.store.view(), &path).unwrap().found(&path).unwrap().inode.clone()
+    }
+}
+
+/// (S-4) Somebody else's numbers, and numbers used for another kind of call, are refused; nothing of the answer is told.
+#[test]
+fn an_answer_is_given_to_its_caller_only() {
+    let mut machine = Machine::new();
+    let mine = machine.entry(&[call(5, 1, "root", Op::Create(create_op("/f", false)))]).remove(0);
+    assert!(mine.lease_id > 0);
+    let theirs = machine.entry(&[call(5, 1, "mallory", Op::Create(create_op("/f", false)))]).remove(0);
+    let other = machine.entry(&[call(5, 1, "root", Op::Delete(Delete { path: bytes("/f"), recursive: false }))]).remove(0);
+    for refused in [theirs, other] {
+        assert_eq!((refused.error_kind, refused.lease_id, refused.file_id), (ErrorKind::InvalidArgument.code(), 0, 0));
+    }
+    assert_eq!(machine.entry(&[call(5, 1, "root", Op::Create(create_op("/f", false)))]).remove(0).lease_id, mine.lease_id);
+    assert!(!machine.look("/f").completed, "nothing was deleted");
+}
+
+/// A refusal that may pass is not remembered: the same call is answered afresh.
+#[test]
+fn what_may_be_tried_again_is_not_remembered() {
+    let mut machine = Machine::new();
+    machine.file("/f", true);
+    let pending_id = machine.one(Op::Delete(Delete { path: bytes("/f"), recursive: false })).pending_id;
+    let again = call(5, 1, "root", Op::Create(create_op("/f", true)));
+    assert_eq!(machine.entry(std::slice::from_ref(&again))[0].error_kind, ErrorKind::Busy.code());
+    machine.one(Op::FinishPending(FinishPending { pending_id, ..Default::default() }));
+    assert_eq!(machine.entry(&[again])[0].error_kind, 0);
+}
+
+/// (S-5) What the store refused in the end is the answer from then on, also to a caller that had given up waiting.
+#[test]
+fn a_late_refusal_becomes_the_answer() {
+    let mut machine = Machine::new();
+    machine.file("/f", true);
+    let delete = call(5, 1, "root", Op::Delete(Delete { path: bytes("/f"), recursive: false }));
+    let pending_id = machine.entry(std::slice::from_ref(&delete))[0].pending_id;
+    let finish = FinishPending { pending_id, error: "read-only there".into(), error_kind: ErrorKind::ReadOnly.code(), ..Default::default() };
+    machine.one(Op::FinishPending(finish));
+    let again = machine.entry(&[delete]).remove(0);
+    assert_eq!((again.error_kind, again.error_message.as_str()), (ErrorKind::ReadOnly.code(), "read-only there"));
+}
+
+/// (S-5) A file of the cache alone that took the name of a stored one hides it; deleted or moved away, the stored one goes too.
+#[test]
+fn what_a_cached_file_hides_goes_with_it() {
+    for away in [
+        Op::Delete(Delete { path: bytes("/f"), recursive: false }),
+        Op::Rename(Rename { source: bytes("/f"), target: bytes("/g"), overwrite: false }),
+    ] {
+        let mut machine = Machine::new();
+        machine.file("/f", true);
+        machine.file("/f", false);
+        assert!(machine.look("/f").shadows && !machine.look("/f").persisted);
+        let reply = machine.one(away);
+        let pending = machine.store.view().pending().unwrap();
+        assert_eq!((reply.pending_id > 0, pending[0].kind.as_str()), (true, "delete"));
+        let old = Seen { name: bytes("f"), length: 5, fingerprint: "f".into(), ..Default::default() };
+        let base_index = machine.applied.changes;
+        let sync =
+            SyncChildren { parent_id: 1, seen: vec![old], base_index, block_size_bytes: 65_536, page_size_bytes: 65_536, ..Default::default() };
+        assert_eq!(machine.one(Op::SyncChildren(sync)).skipped, 1, "it does not come back");
+    }
+}
+
+/// (S-5) A folder of the cache alone is the store's too once something below it was written through.
+#[test]
+fn a_folder_is_stored_with_what_it_holds() {
+    let mut machine = Machine::new();
+    machine.file("/a/b/cached", false);
+    assert!(!machine.look("/a").persisted && !machine.look("/a/b").persisted);
+    machine.file("/a/b/stored", true);
+    assert!(machine.look("/a").persisted && machine.look("/a/b").persisted);
+    assert!(machine.one(Op::Rename(Rename { source: bytes("/a"), target: bytes("/c"), overwrite: false })).pending_id > 0);
+}
+
+/// A look at a folder that was moved since it began says nothing, however deep the folder is below the one that moved.
+#[test]
+fn a_look_at_another_place_counts_for_nothing() {
+    let mut machine = Machine::new();
+    machine.file("/a/b/f", true);
+    let (folder, base_index) = (machine.look("/a/b").id, machine.applied.changes);
+    let pending_id = machine.one(Op::Rename(Rename { source: bytes("/a"), target: bytes("/c"), overwrite: false })).pending_id;
+    machine.one(Op::FinishPending(FinishPending { pending_id, ..Default::default() }));
+    let sync = SyncChildren {
+        parent_id: folder,
+        gone: vec![bytes("f")],
+        base_index,
+        block_size_bytes: 65_536,
+        page_size_bytes: 65_536,
+        ..Default::default()
+    };
+    assert_eq!(machine.one(Op::SyncChildren(sync.clone())).skipped, 1);
+    assert_eq!(machine.look("/c/b/f").length, 5);
+    let now = SyncChildren { base_index: machine.applied.changes, ..sync };
+    assert_eq!(machine.one(Op::SyncChildren(now)).skipped, 0);
+    assert_eq!(machine.paths().keys().collect::<Vec<_>>(), ["/c", "/c/b"]);
+}
+
+/// Numbers of a lying client add up to anything: they are refused, and cost nothing.
+#[test]
+fn impossible_numbers_are_refused() {
+    let mut machine = Machine::new();
+    let created = machine.one(Op::Create(create_op("/f", false)));
+    let complete = |length, block_lengths| {
+        let block_ids = created.block_ids.clone();
+        Op::Complete(Complete { file_id: created.file_id, lease_id: created.lease_id, length, block_ids, block_lengths, ..Default::default() })
+    };
+    for (length, lengths) in [(u64::MAX, vec![u64::MAX]), (1 << 60, vec![1 << 60]), (0, vec![u64::MAX, 1]), (7, vec![6]), (7, vec![7, 0])] {
+        let reply = machine.one(complete(length, lengths));
+        assert!(
+            [ErrorKind::InvalidArgument.code(), ErrorKind::LimitExceeded.code()].contains(&reply.error_kind),
+            "{length}: {}",
+            reply.error_message
+        );
+    }
+    assert_eq!(machine.entry(&[call(6, 1, "root", Op::Mkdir(Mkdir { path: bytes("/d"), mode: 0o755, ..Default::default() }))])[0].error_kind, 0);
+    let mkdir = |n| call(6, n, "root", Op::Mkdir(Mkdir { path: bytes("/e"), mode: 0o755, exist_ok: true, ..Default::default() }));
+    assert_eq!(machine.entry(&[mkdir(u64::MAX)])[0].error_kind, 0);
+    assert_eq!(machine.entry(&[mkdir(2)])[0].error_kind, ErrorKind::Expired.code());
+    assert_eq!(machine.entry(&[mkdir(u64::MAX)])[0].error_kind, 0);
+}
+
+/// A mount takes other options and stays what it is.
+#[test]
+fn a_mount_is_updated_in_place() {
+    let mut machine = Machine::new();
+    let file = machine.file("/f", true);
+    let update = |options: &[(&str, &str)]| {
+        let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Op::UpdateMount(UpdateMount { path: bytes("/"), read_only: true, options })
+    };
+    assert_eq!(machine.one(update(&[("page_size", "64KiB")])).error_kind, 0);
+    let mounts = machine.store.view().mounts().unwrap();
+    assert!(mounts.len() == 1 && mounts[0].read_only && mounts[0].uri == "file:///x" && mounts[0].options["page_size"] == "64KiB");
+    assert_eq!(machine.look("/f").id, file);
+    assert_eq!(machine.one(Op::Mkdir(Mkdir { path: bytes("/d"), ..Default::default() })).error_kind, ErrorKind::ReadOnly.code());
+    let theirs = machine.entry(&[call(5, 1, "mallory", update(&[]))]).remove(0);
+    assert_eq!(theirs.error_kind, ErrorKind::PermissionDenied.code());
 }

@@ -74,6 +74,27 @@ impl BlockMap {
         shard.remove(&block.get()).map(|holders| holders.into_iter().map(|h| h.worker).collect()).unwrap_or_default()
     }
 
+    /// Forgets the blocks `first..first + count` and returns who had which. Work is bounded by what is known, not by `count`,
+    /// which comes from a client.
+    pub fn remove_run(&self, first: BlockId, count: u64) -> Vec<(BlockId, WorkerId)> {
+        let end = first.get().saturating_add(count);
+        let known: usize = self.shards.iter().map(|s| s.read().unwrap_or_else(|e| e.into_inner()).len()).sum();
+        if count <= known as u64 {
+            return (first.get()..end).flat_map(|id| self.remove_block(BlockId(id)).into_iter().map(move |w| (BlockId(id), w))).collect();
+        }
+        let mut removed = Vec::new();
+        for shard in &self.shards {
+            shard.write().unwrap_or_else(|e| e.into_inner()).retain(|id, holders| {
+                let inside = (first.get()..end).contains(id);
+                if inside {
+                    removed.extend(holders.iter().map(|h| (BlockId(*id), h.worker)));
+                }
+                !inside
+            });
+        }
+        removed
+    }
+
     /// Forgets everything a worker has.
     pub fn remove_worker(&self, worker: WorkerId) {
         for shard in &self.shards {
@@ -101,5 +122,18 @@ mod tests {
         assert_eq!(map.holders(BlockId(5)).len(), 1);
         map.remove_worker(a);
         assert!(map.holders(BlockId(5)).is_empty());
+    }
+
+    #[test]
+    fn a_run_goes_whatever_its_length() {
+        for count in [3, u64::MAX] {
+            let map = BlockMap::default();
+            let a = WorkerId(1);
+            (1..=20).for_each(|id| map.report(a, BlockId(id), 1, "MEM"));
+            let mut gone: Vec<u64> = map.remove_run(BlockId(10), count).into_iter().map(|(b, _)| b.get()).collect();
+            gone.sort_unstable();
+            assert_eq!(gone, if count == 3 { (10..13).collect::<Vec<_>>() } else { (10..=20).collect() });
+            assert!(gone.iter().all(|id| map.holders(BlockId(*id)).is_empty()) && map.holders(BlockId(9)).len() == 1);
+        }
     }
 }

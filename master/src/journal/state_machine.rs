@@ -1,7 +1,8 @@
 //! openraft's view of the state store: apply entries, make checkpoints.
 //!
 //! A checkpoint is a RocksDB checkpoint (hard links) with a manifest of the CRC32C of every file; the log before it may
-//! be dropped only when it is on disk. The newest one is kept.
+//! be dropped only when it is on disk. The newest one is kept. One that cannot be made (a full disk) is reported and tried
+//! again; the log grows meanwhile, and nothing stops.
 
 use super::log_store::log_id;
 use super::types::{BatchReply, TypeConfig};
@@ -9,13 +10,20 @@ use crate::apply::{Applied, Limits, apply_entry, read_applied};
 use crate::store::Store;
 use forebay_common::config::MasterConfig;
 use forebay_common::error::at;
-use forebay_common::{Result, checksum, err};
+use forebay_common::{Result, checksum, counter, err, gauge};
 use forebay_proto::store::Applied as AppliedRecord;
 use openraft::storage::{RaftStateMachine, Snapshot, SnapshotMeta};
 use openraft::{BasicNode, Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, StorageError, StorageIOError, StoredMembership};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+counter!(FAILED, "forebay_master_checkpoints_failed_total", "checkpoints that could not be made");
+gauge!(FAILING, "forebay_master_checkpoint_failing", "1 while the last checkpoint could not be made: the journal's log grows");
+
+/// How long after a failure a checkpoint is tried again.
+const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(10) } else { Duration::from_secs(10) };
 
 type NodeId = u64;
 type Failure = StorageError<NodeId>;
@@ -97,22 +105,31 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> std::result::Result<Option<Snapshot<TypeConfig>>, Failure> {
-        let newest = newest_checkpoint(&self.checkpoints).map_err(failed)?;
-        let Some(dir) = newest else { return Ok(None) };
-        let raw = std::fs::read(dir.join(META)).map_err(failed)?;
-        let meta: SnapshotMeta<NodeId, BasicNode> = serde_json::from_slice(&raw).map_err(failed)?;
-        Ok(Some(Snapshot { meta, snapshot: Box::new(Cursor::new(dir.to_string_lossy().into_owned().into_bytes())) }))
+        Ok(newest_checkpoint(&self.checkpoints).map(|(dir, meta)| snapshot(&dir, meta)))
     }
+}
+
+fn snapshot(dir: &Path, meta: SnapshotMeta<NodeId, BasicNode>) -> Snapshot<TypeConfig> {
+    Snapshot { meta, snapshot: Box::new(Cursor::new(dir.to_string_lossy().into_owned().into_bytes())) }
 }
 
 const META: &str = "FOREBAY_CHECKPOINT.json";
 const MANIFEST: &str = "FOREBAY_MANIFEST.json";
 
-fn newest_checkpoint(dir: &Path) -> Result<Option<PathBuf>> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(None) };
-    let mut whole: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).filter(|p| p.join(META).exists()).collect();
-    whole.sort();
-    Ok(whole.pop())
+/// The newest folder whose description is there and decodes: it was written last, so the rest is whole.
+fn newest_checkpoint(dir: &Path) -> Option<(PathBuf, SnapshotMeta<NodeId, BasicNode>)> {
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(dir).ok()?.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    folders.sort();
+    folders.into_iter().rev().find_map(|folder| {
+        let raw = std::fs::read(folder.join(META)).ok()?;
+        match serde_json::from_slice(&raw) {
+            Ok(meta) => Some((folder, meta)),
+            Err(e) => {
+                tracing::warn!(error = %e, path = %folder.display(), "a checkpoint is passed over: its description does not decode");
+                None
+            }
+        }
+    })
 }
 
 /// Makes checkpoints beside the running store.
@@ -173,8 +190,53 @@ impl RaftSnapshotBuilder<TypeConfig> for Checkpointer {
         };
         let builder = Checkpointer { store: self.store.clone(), dir: self.dir.clone(), applied: self.applied.clone() };
         let for_task = meta.clone();
-        let path = tokio::task::spawn_blocking(move || builder.write(&for_task)).await.map_err(failed)?.map_err(failed)?;
-        tracing::info!(path = %path.display(), index = self.applied.index, "checkpoint made");
-        Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(path.to_string_lossy().into_owned().into_bytes())) })
+        match tokio::task::spawn_blocking(move || builder.write(&for_task)).await.map_err(failed)? {
+            Ok(path) => {
+                FAILING.set(0);
+                tracing::info!(path = %path.display(), index = self.applied.index, "checkpoint made");
+                Ok(snapshot(&path, meta))
+            }
+            Err(e) => {
+                FAILED.inc();
+                FAILING.set(1);
+                tracing::error!(error = %e, "no checkpoint could be made: the journal's log grows until one can");
+                // openraft asks again at the next entry: not before a while. An older checkpoint cuts nothing off the log.
+                tokio::time::sleep(RETRY_AFTER).await;
+                let (dir, meta) = newest_checkpoint(&self.dir).unwrap_or_default();
+                Ok(snapshot(&dir, meta))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl Applied for Nobody {
+        fn applied(&self, _: &forebay_proto::journal::Command, _: &forebay_proto::journal::Reply) {}
+    }
+
+    /// Where no checkpoint can be made the older one stands, a torn one is passed over, and later ones are made again.
+    #[tokio::test]
+    async fn a_checkpoint_that_fails_stops_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("meta"), 8 << 20).unwrap();
+        let checkpoints = dir.path().join("checkpoints");
+        let mut machine = StateMachine::open(store, checkpoints.clone(), Arc::new(Nobody), &MasterConfig::default()).unwrap();
+        std::fs::write(&checkpoints, "a file where the folder should be").unwrap();
+        let made = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+        assert_eq!(made.meta.last_log_id, None);
+        assert!(machine.get_current_snapshot().await.unwrap().is_none());
+        std::fs::remove_file(&checkpoints).unwrap();
+        machine.applied.index = 7;
+        let made = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+        assert_eq!(made.meta.last_log_id.unwrap().index, 7);
+        let torn = checkpoints.join(format!("{:020}", 9));
+        std::fs::create_dir(&torn).unwrap();
+        std::fs::write(torn.join(META), "{").unwrap();
+        assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, made.meta);
     }
 }

@@ -11,6 +11,7 @@ use super::{MountOptions, Mounted};
 use crate::core::Core;
 use crate::namespace::{self, Found, Walk, Who};
 use crate::store::{Cf, Reader, dentry_key};
+use forebay_common::limits::BLOCKS_PER_FILE_MAX;
 use forebay_common::{AbsPath, ErrorKind, InodeId, Result, counter, err};
 use forebay_proto::journal::{Seen, SyncChildren, command::Op};
 use forebay_proto::store::Inode;
@@ -290,7 +291,7 @@ impl Syncer {
             crate::apply::read_applied_in(&view)?.changes
         };
         LISTINGS.inc();
-        let listing = match mount.ufs.list(&resolved.walk.ufs_key(path)).await {
+        let mut listing = match mount.ufs.list(&resolved.walk.ufs_key(path)).await {
             Ok(listing) => listing,
             Err(e) if folder.inode.children_known && e.is_retryable() => {
                 tracing::warn!(error = %e, "an under store does not answer; what is known is served");
@@ -298,6 +299,9 @@ impl Syncer {
             }
             Err(e) => return Err(e),
         };
+        let shown = listing.entries.len();
+        listing.entries.retain(|e| crate::namespace::blocks_for(e.length, mount.options.block_size_bytes) <= BLOCKS_PER_FILE_MAX);
+        listing.unshown += (shown - listing.entries.len()) as u64;
         if listing.unshown > 0 {
             tracing::warn!(%path, count = listing.unshown, "objects that cannot be shown");
         }

@@ -7,7 +7,7 @@ use crate::namespace::{self, READ, Who};
 use crate::store::Reader;
 use forebay_common::limits::LIST_BATCH_ENTRIES;
 use forebay_common::token::UfsSource;
-use forebay_common::{AbsPath, ErrorKind, InodeId, MountId, Result, err};
+use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId, MountId, Result, err};
 use forebay_proto::convert::to_status;
 use forebay_proto::file_system_server::FileSystem;
 use forebay_proto::journal::{self, command::Op};
@@ -25,6 +25,8 @@ use tonic::{Request, Response, Status};
 const UMASK: u32 = 0o022;
 /// How long a call waits for the under store to follow a deletion or a rename.
 const PENDING_WAIT: Duration = Duration::from_secs(50);
+/// Blocks of one call that every worker is told to drop; of further ones only those that are known to hold them.
+const FREED_EVERYWHERE_MAX: u64 = 10_000;
 /// Messages of a listing that may wait for a slow client.
 const LIST_QUEUE: usize = 4;
 
@@ -150,6 +152,7 @@ impl Service {
         };
         let reply = core.change(request.caller.as_ref(), Op::Create(op)).await?;
         let (inode, key) = self.just_made(&path, reply.file_id)?;
+        check_open_for_writing(&path, &inode, reply.lease_id)?;
         let status = encode::status(&path, &inode, resolved.mount.as_deref(), &key);
         let target = placement::write_target(core, &who, &inode, resolved.mount.as_deref(), key, &worker, reply.block_ids)?;
         Ok(CreateResponse { status: Some(status), target: Some(target) })
@@ -172,6 +175,7 @@ impl Service {
         let op = journal::AddBlocks { file_id: request.file_id, lease_id: request.lease_id, count: request.count };
         let reply = core.change(request.caller.as_ref(), Op::AddBlocks(op)).await?;
         let (path, inode, _) = self.status_by_id(reply.file_id)?;
+        check_open_for_writing(&path, &inode, reply.lease_id)?;
         let walk = namespace::walk(&core.store.view(), &path)?;
         let mount = walk.mount.map(|(id, _)| core.soft.mounts.get(&core.store, &core.config, id)).transpose()?;
         let worker_id = lease.map_or(0, |l| l.worker_id);
@@ -242,7 +246,7 @@ impl Service {
         }
         let op = journal::Delete { path: raw(&path), recursive: request.recursive };
         let reply = core.change(request.caller.as_ref(), Op::Delete(op)).await?;
-        self.follow(reply.pending_id).await
+        self.follow(reply.pending_id, request.caller.as_ref()).await
     }
 
     async fn rename_inner(&self, request: RenameRequest) -> Result<Done> {
@@ -254,15 +258,15 @@ impl Service {
         }
         let op = journal::Rename { source: raw(&source), target: raw(&target), overwrite: request.overwrite };
         let reply = core.change(request.caller.as_ref(), Op::Rename(op)).await?;
-        self.follow(reply.pending_id).await?;
+        self.follow(reply.pending_id, request.caller.as_ref()).await?;
         core.syncer.note_looked(InodeId(reply.file_id));
         Ok(Done {})
     }
 
     /// Waits for the under store to follow, where a pending record was written.
-    async fn follow(&self, pending_id: u64) -> Result<Done> {
+    async fn follow(&self, pending_id: u64, call: Option<&Caller>) -> Result<Done> {
         if pending_id > 0 {
-            self.0.pending.wait(&self.0, pending_id, PENDING_WAIT).await?;
+            self.0.pending.wait(&self.0, pending_id, call, PENDING_WAIT).await?;
         }
         Ok(Done {})
     }
@@ -286,34 +290,68 @@ impl Service {
         let core = &self.0;
         let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
         let found = resolved.found(&path)?;
-        namespace::check(&who, &found.inode, namespace::WRITE, &path)?;
         let mut out = FreeResponse::default();
-        let mut folders = Vec::new();
-        let view = core.store.view();
-        let mut drop_file = |inode: &Inode| {
-            if !inode.persisted || !inode.completed || inode.pinned {
-                return;
-            }
-            out.files += 1;
-            for id in namespace::block_ids(inode) {
-                for worker in core.soft.blocks.remove_block(id) {
-                    core.soft.workers.queue_delete(worker, id);
-                    out.blocks += 1;
-                }
-            }
-        };
-        if found.inode.folder {
-            folders.push(found.id())
-        } else {
-            drop_file(&found.inode)
+        if !found.inode.folder {
+            namespace::check(&who, &found.inode, namespace::WRITE, &path)?;
+            self.free_file(&found.inode, &mut out);
+            return Ok(out);
         }
-        while let Some(folder) = folders.pop() {
-            for (_, child) in view.children(folder, None, usize::MAX)? {
-                if child.folder { folders.push(InodeId(child.id)) } else { drop_file(&child) }
+        let mut folders = vec![(found.id(), found.inode.clone())];
+        while let Some((id, folder)) = folders.pop() {
+            if namespace::check(&who, &folder, READ | namespace::EXECUTE, &path).is_err() {
+                out.refused += 1;
+                continue;
+            }
+            let mut after: Option<Vec<u8>> = None;
+            loop {
+                let batch = core.store.view().children(id, after.as_deref(), LIST_BATCH_ENTRIES)?;
+                for (_, child) in &batch {
+                    if child.folder {
+                        folders.push((InodeId(child.id), child.clone()));
+                    } else if namespace::check(&who, child, namespace::WRITE, &path).is_err() {
+                        out.refused += 1;
+                    } else {
+                        self.free_file(child, &mut out);
+                    }
+                }
+                match batch.last() {
+                    Some((name, _)) if batch.len() == LIST_BATCH_ENTRIES => after = Some(name.clone()),
+                    _ => break,
+                }
+                tokio::task::yield_now().await;
             }
         }
         Ok(out)
     }
+
+    /// Has workers drop what an under store holds as well and nobody pinned.
+    fn free_file(&self, inode: &Inode, out: &mut FreeResponse) {
+        if !inode.persisted || !inode.completed || inode.pinned {
+            return;
+        }
+        out.files += 1;
+        let soft = &self.0.soft;
+        for run in namespace::block_runs(inode) {
+            let held = soft.blocks.remove_run(BlockId(run.first), run.count);
+            // What was read a moment ago is not reported yet: the order goes to every worker, as long as that is not too many.
+            if out.blocks + run.count <= FREED_EVERYWHERE_MAX {
+                for worker in soft.workers.live() {
+                    (run.first..run.first + run.count).for_each(|id| soft.workers.queue_delete(worker.id, BlockId(id)));
+                }
+            } else {
+                held.iter().for_each(|(block, worker)| soft.workers.queue_delete(*worker, *block));
+            }
+            out.blocks += held.len() as u64;
+        }
+    }
+}
+
+/// Errors: `Expired` for a call that was sent again after its file was completed: no token to write it is given any more.
+fn check_open_for_writing(path: &AbsPath, inode: &Inode, lease_id: u64) -> Result<()> {
+    if inode.completed || inode.lease_id != lease_id {
+        return Err(err!(Expired, "{path} is no longer being written under this lease: create it again"));
+    }
+    Ok(())
 }
 
 /// Sends the entries below a folder in batches; the parents of a recursive listing come before their children.

@@ -133,14 +133,20 @@ async fn mount_configured(core: &Core, config: &Config) -> Result<()> {
         let path = AbsPath::parse(&mount.path)?;
         let uri = forebay_ufs::UfsUri::parse(&mount.uri)?;
         let known = core.store.view().mounts()?.into_iter().find(|m| m.path == path.as_bytes());
+        let options = resolve(&mount.options)?;
         match known {
-            Some(known) if known.uri == uri.to_string() => continue,
+            Some(known) if known.uri == uri.to_string() => {
+                if known.options != options || known.read_only != mount.read_only {
+                    tracing::info!(%path, "the mount takes its options from the configuration again");
+                    mounts::update(core, &path, &uri, mount.read_only, options).await?;
+                }
+                continue;
+            }
             Some(known) => {
                 return Err(err!(AlreadyExists, "the configuration mounts {uri} on {path}, where {} is mounted: unmount it first", known.uri));
             }
             None => {}
         }
-        let options = resolve(&mount.options)?;
         mounts::mount(core, None, &path, &mount.uri, mount.read_only, options).await?;
     }
     Ok(())

@@ -12,9 +12,7 @@ use std::collections::HashMap;
 /// Checks a store, then mounts it. `caller` is `None` for mounts of the configuration.
 pub async fn mount(core: &Core, caller: Option<&Caller>, path: &AbsPath, uri: &str, read_only: bool, options: HashMap<String, String>) -> Result<()> {
     let uri = UfsUri::parse(uri)?;
-    let parsed = MountOptions::parse(&options, &core.config)?;
-    let ufs = UnderStore::open(&uri, &parsed.ufs).map_err(|e| e.context(format!("mounting {uri}")))?;
-    ufs.check().await.map_err(|e| e.context(format!("mounting {uri} on {path}: the store must answer before it is mounted")))?;
+    answering(core, path, &uri, &options).await?;
     for other in core.store.view().mounts()? {
         let theirs = other.uri.clone();
         let nested = |a: &str, b: &str| a == b || a.starts_with(&format!("{}/", b.trim_end_matches('/')));
@@ -31,6 +29,19 @@ pub async fn mount(core: &Core, caller: Option<&Caller>, path: &AbsPath, uri: &s
         Some(_) => core.change(caller, op).await.map(drop),
         None => core.own_change(op).await.map(drop),
     }
+}
+
+/// Gives a mount other options, once the store has answered to them.
+pub async fn update(core: &Core, path: &AbsPath, uri: &UfsUri, read_only: bool, options: HashMap<String, String>) -> Result<()> {
+    answering(core, path, uri, &options).await?;
+    core.own_change(Op::UpdateMount(journal::UpdateMount { path: raw(path), read_only, options })).await.map(drop)
+}
+
+/// Errors: options that are none, a store that does not answer.
+async fn answering(core: &Core, path: &AbsPath, uri: &UfsUri, options: &HashMap<String, String>) -> Result<()> {
+    let parsed = MountOptions::parse(options, &core.config)?;
+    let ufs = UnderStore::open(uri, &parsed.ufs).map_err(|e| e.context(format!("mounting {uri}")))?;
+    ufs.check().await.map_err(|e| e.context(format!("mounting {uri} on {path}: the store must answer before it is mounted")))
 }
 
 /// The mount table, secrets hidden.

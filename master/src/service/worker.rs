@@ -6,8 +6,9 @@ use crate::mount::MountOptions;
 use crate::store::Reader;
 use forebay_common::{BlockId, InodeId, Result, WorkerId, clock, counter, err};
 use forebay_proto::convert::to_status;
+use forebay_proto::journal::{RenewLease, command::Op};
 use forebay_proto::worker_master_server::WorkerMaster;
-use forebay_proto::{HeartbeatRequest, HeartbeatResponse, KeyInfo, MountCredentials, RegisterRequest};
+use forebay_proto::{HeartbeatRequest, HeartbeatResponse, HoldLeaseRequest, HoldLeaseResponse, KeyInfo, MountCredentials, RegisterRequest};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use tonic::{Request, Response, Status};
@@ -62,6 +63,23 @@ impl Service {
         }
         self.answer(false, deletes)
     }
+
+    /// Sees to it that a lease holds for half its time at least; one that is that young costs no journal entry.
+    async fn hold(&self, request: &HoldLeaseRequest) -> Result<HoldLeaseResponse> {
+        self.admit(&request.cluster_secret)?;
+        let remaining = || -> Result<(u64, u64)> {
+            let lease = self.0.store.view().lease(request.lease_id)?.filter(|l| l.file_id == request.file_id);
+            let lease = lease
+                .ok_or_else(|| err!(Expired, "the lease of file {} is over: its writer was silent for too long, write it again", request.file_id))?;
+            Ok((lease.expires_at_ms.saturating_sub(clock::now_ms()), lease.ttl_ms))
+        };
+        let (mut remaining_ms, ttl_ms) = remaining()?;
+        if remaining_ms < ttl_ms / 2 {
+            self.0.own_change(Op::RenewLease(RenewLease { lease_ids: vec![request.lease_id] })).await?;
+            (remaining_ms, _) = remaining()?;
+        }
+        Ok(HoldLeaseResponse { remaining_ms })
+    }
 }
 
 #[tonic::async_trait]
@@ -75,6 +93,10 @@ impl WorkerMaster for Service {
         self.0.soft.blocks.remove_worker(id);
         self.0.soft.workers.register(&request, address);
         self.answer(false, Vec::new()).map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn hold_lease(&self, request: Request<HoldLeaseRequest>) -> Result<Response<HoldLeaseResponse>, Status> {
+        self.hold(request.get_ref()).await.map(Response::new).map_err(|e| to_status(&e))
     }
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {

@@ -144,7 +144,7 @@ impl Reader for View<'_> {
         let mut options = ReadOptions::default();
         options.set_total_order_seek(true);
         let iterator = self.snapshot.iterator_cf_opt(self.store.cf(cf), options, IteratorMode::From(after.unwrap_or(prefix), Direction::Forward));
-        collect(iterator, prefix, after, limit)
+        collect(iterator, prefix, after, limit).map_err(rocks("scanning"))
     }
 
     fn at_or_below(&self, cf: Cf, key: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
@@ -153,12 +153,19 @@ impl Reader for View<'_> {
     }
 }
 
+/// Keys and values.
+type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 type Pair = std::result::Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>;
 
-pub(super) fn collect(iterator: impl Iterator<Item = Pair>, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(super) fn collect(
+    iterator: impl Iterator<Item = Pair>,
+    prefix: &[u8],
+    after: Option<&[u8]>,
+    limit: usize,
+) -> std::result::Result<Rows, rocksdb::Error> {
     let mut out = Vec::new();
     for pair in iterator {
-        let (key, value) = pair.map_err(rocks("scanning"))?;
+        let (key, value) = pair?;
         if !key.starts_with(prefix) || out.len() >= limit {
             break;
         }

@@ -5,9 +5,10 @@
 
 use super::reader::{collect, decode};
 use super::{Cf, Reader, Store, id_key, rocks};
-use forebay_common::Result;
+use forebay_common::{Error, Result};
 use prost::Message;
 use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
@@ -18,12 +19,13 @@ pub struct Txn<'a> {
     store: &'a Store,
     done: Overlay,
     current: Overlay,
+    failure: RefCell<Option<Error>>,
 }
 
 impl<'a> Txn<'a> {
     /// An empty one.
     pub fn new(store: &'a Store) -> Self {
-        Txn { store, done: BTreeMap::new(), current: BTreeMap::new() }
+        Txn { store, done: BTreeMap::new(), current: BTreeMap::new(), failure: RefCell::new(None) }
     }
 
     /// Keeps what the command wrote.
@@ -34,6 +36,18 @@ impl<'a> Txn<'a> {
     /// Drops what the command wrote.
     pub fn discard(&mut self) {
         self.current.clear();
+    }
+
+    /// The first read that the store failed, whatever its caller made of it.
+    pub fn failure(&self) -> Option<Error> {
+        self.failure.borrow().clone()
+    }
+
+    /// Remembers a failure of the store.
+    fn noted<T>(&self, result: std::result::Result<T, rocksdb::Error>, doing: &'static str) -> Result<T> {
+        result.map_err(rocks(doing)).inspect_err(|e| {
+            self.failure.borrow_mut().get_or_insert_with(|| e.clone());
+        })
     }
 
     /// Writes a record.
@@ -79,7 +93,7 @@ impl Reader for Txn<'_> {
     fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>> {
         match self.overlaid(cf, key) {
             Some(value) => Ok(value.clone()),
-            None => self.store.db.get_cf(self.store.cf(cf), key).map_err(rocks("reading")),
+            None => self.noted(self.store.db.get_cf(self.store.cf(cf), key), "reading"),
         }
     }
 
@@ -96,7 +110,7 @@ impl Reader for Txn<'_> {
         options.set_total_order_seek(true);
         let iterator = self.store.db.iterator_cf_opt(self.store.cf(cf), options, IteratorMode::From(from, Direction::Forward));
         // Overlaid deletions may hide rows, so that many more are taken from below.
-        let below = collect(iterator, prefix, after, limit.saturating_add(overlay.len()))?;
+        let below = self.noted(collect(iterator, prefix, after, limit.saturating_add(overlay.len())), "scanning")?;
         let mut merged: BTreeMap<Vec<u8>, Vec<u8>> = below.into_iter().collect();
         for (key, value) in overlay {
             if after.is_some_and(|a| a == key) {
@@ -117,7 +131,7 @@ impl Reader for Txn<'_> {
             let excluded = matches!(bound, Bound::Excluded(_));
             let mut iterator = self.store.db.iterator_cf(self.store.cf(cf), IteratorMode::From(limit, Direction::Reverse));
             let below = loop {
-                match iterator.next().transpose().map_err(rocks("reading"))? {
+                match self.noted(iterator.next().transpose(), "reading")? {
                     Some((k, _)) if excluded && *k == **limit => {}
                     other => break other.map(|(k, v)| (k.into_vec(), Some(v.into_vec()))),
                 }

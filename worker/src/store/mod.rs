@@ -28,12 +28,16 @@ use tokio::sync::{Notify, broadcast};
 
 counter!(pub EVICTED, "forebay_worker_evicted_blocks_total", "blocks evicted to make room");
 counter!(pub QUARANTINED, "forebay_worker_quarantined_blocks_total", "blocks dropped because a checksum was wrong");
+counter!(COUNT_LIMITED, "forebay_worker_blocks_limited_total", "blocks evicted because worker.blocks_max were open");
 counter!(NO_ROOM, "forebay_worker_no_room_total", "allocations refused because nothing could be evicted");
 gauge!(USED, "forebay_worker_tier_used_bytes", "bytes the tier's files occupy, zombies included");
 gauge!(ZOMBIES, "forebay_worker_tier_zombie_bytes", "bytes of unlinked files that somebody still holds");
 
 /// Evictions a session may lag behind before it looks at all its grants.
 const EVICTION_BACKLOG: usize = 4096;
+
+/// Descriptors that are neither blocks' nor connections'.
+const OTHER_DESCRIPTORS: u64 = 512;
 
 /// What one allocation may evict, in multiples of itself, before it gives up because readers hold it all.
 const EVICTED_PER_NEED: u64 = 4;
@@ -43,6 +47,7 @@ const RELEASE_WAIT: Duration = Duration::from_secs(2);
 /// The store of one worker.
 pub struct BlockStore {
     tier: Tier,
+    blocks_max: usize,
     index: Mutex<Index>,
     zombies: Mutex<Vec<Zombie>>,
     used_bytes: AtomicU64,
@@ -53,16 +58,27 @@ pub struct BlockStore {
     evictions: broadcast::Sender<BlockId>,
 }
 
+/// How many blocks this process may keep open: two descriptors and a mapping each, beside `sessions` connections.
+pub fn blocks_allowed(sessions: usize) -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft);
+    let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(65_530);
+    // An eighth of the mappings is left to slices that outlive their block, and to the allocator.
+    let by_files = files.saturating_sub(OTHER_DESCRIPTORS + 2 * sessions as u64) / 2;
+    usize::try_from(by_files.min(mappings / 8 * 7)).unwrap_or(usize::MAX).max(64)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl BlockStore {
     /// Takes over what an earlier process left in the tier; files that are no whole block are removed.
-    pub fn open(tier: Tier) -> Result<BlockStore> {
+    pub fn open(tier: Tier, blocks_max: usize) -> Result<BlockStore> {
         let (evictions, _) = broadcast::channel(EVICTION_BACKLOG);
         let store = BlockStore {
             tier,
+            blocks_max: blocks_max.max(1),
             index: Mutex::default(),
             zombies: Mutex::default(),
             used_bytes: AtomicU64::new(0),
@@ -141,6 +157,11 @@ impl BlockStore {
             self.release(head_bytes);
             return Ok(block);
         }
+        if let Err(e) = self.make_place(&mut index) {
+            drop(index);
+            self.release(head_bytes);
+            return Err(e);
+        }
         let made = match BlockFile::create(self.tier.dir(), header.clone()) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                 let (data, head) = paths(self.tier.dir(), header.block);
@@ -165,10 +186,31 @@ impl BlockStore {
         Ok(block)
     }
 
+    /// Evicts what was used longest ago until one more block may be open. Errors: `NoSpace` when all that is here must stay.
+    fn make_place(&self, index: &mut Index) -> Result<()> {
+        while index.len() >= self.blocks_max {
+            let Some(block) = index.evict_oldest() else {
+                NO_ROOM.inc();
+                return Err(err!(
+                    NoSpace,
+                    "{} blocks are here, none of which can be evicted: raise the limit of open files (ulimit -n) or worker.blocks_max",
+                    index.len()
+                ));
+            };
+            EVICTED.inc();
+            COUNT_LIMITED.inc();
+            self.bury(&block);
+        }
+        Ok(())
+    }
+
     /// Takes a sealed block in. Errors: `AlreadyExists`; the block that is there stays as it is.
     pub fn insert(&self, block: Arc<BlockFile>) -> Result<()> {
         let id = block.header.block;
         let mut index = lock(&self.index);
+        if index.peek(id).is_none() {
+            self.make_place(&mut index)?;
+        }
         if !index.insert(block.clone()) {
             return Err(err!(AlreadyExists, "block {id} is on this worker already"));
         }

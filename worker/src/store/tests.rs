@@ -7,7 +7,7 @@ const PAGE: u64 = 64 << 10;
 
 fn open(dir: &std::path::Path, quota: u64) -> BlockStore {
     let config = WorkerConfig { mem_dir: dir.join("mem"), mem_quota: bytesize(quota), mem_mount: MemMount::Never, ..WorkerConfig::default() };
-    BlockStore::open(Tier::prepare(&config).unwrap()).unwrap()
+    BlockStore::open(Tier::prepare(&config).unwrap(), 1_000).unwrap()
 }
 
 fn bytesize(bytes: u64) -> bytesize::ByteSize {
@@ -97,4 +97,52 @@ fn an_only_copy_is_never_evicted() {
         }
     }
     panic!("a tier of 4 MiB took 1000 blocks of 64 KiB that must not be evicted");
+}
+
+/// A block is evicted before descriptors run out; where none may be, the next one is refused.
+#[test]
+fn blocks_are_bounded_in_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        WorkerConfig { mem_dir: dir.path().join("mem"), mem_quota: bytesize(64 << 20), mem_mount: MemMount::Never, ..WorkerConfig::default() };
+    let store = BlockStore::open(Tier::prepare(&config).unwrap(), 3).unwrap();
+    (1..=5).for_each(|id| drop(store.get_or_create(header(id, PAGE)).unwrap()));
+    assert_eq!((1..=5).filter(|id| store.get(BlockId(*id)).is_some()).collect::<Vec<_>>(), [3, 4, 5]);
+    for id in 6..=8 {
+        store.get_or_create(Header { flags: FLAG_ONLY_COPY, ..header(id, PAGE) }).unwrap();
+    }
+    assert_eq!(store.get_or_create(header(9, PAGE)).err().unwrap().kind(), ErrorKind::NoSpace);
+    assert!((6..=8).all(|id| store.get(BlockId(id)).is_some()));
+}
+
+/// Files whose header is damaged are removed at start; those that are merely of a newer version are left, and start fails.
+#[test]
+fn only_damaged_files_are_removed_at_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = vec![1u8; PAGE as usize];
+    {
+        let store = open(dir.path(), 8 << 20);
+        for id in [1, 2] {
+            let block = store.get_or_create(header(id, PAGE)).unwrap();
+            store.fill_page(&block, 0, &page).unwrap();
+        }
+    }
+    let tier = dir.path().join("mem/blocks");
+    let (_, head) = paths(&tier, BlockId(1));
+    let good = std::fs::read(&head).unwrap();
+    std::fs::write(&head, [&[0xff], &good[1..]].concat()).unwrap();
+    let store = open(dir.path(), 8 << 20);
+    assert!(store.get(BlockId(1)).is_none() && !head.exists() && store.get(BlockId(2)).is_some());
+    drop(store);
+    let (_, head) = paths(&tier, BlockId(2));
+    let mut newer = std::fs::read(&head).unwrap();
+    newer[8] += 1;
+    let crc = checksum::crc32c(&newer[..60]).to_le_bytes();
+    newer[60..64].copy_from_slice(&crc);
+    std::fs::write(&head, newer).unwrap();
+    let config =
+        WorkerConfig { mem_dir: dir.path().join("mem"), mem_quota: bytesize(8 << 20), mem_mount: MemMount::Never, ..WorkerConfig::default() };
+    let refused = BlockStore::open(Tier::prepare(&config).unwrap(), 10).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+    assert!(head.exists());
 }

@@ -11,6 +11,7 @@ use forebay_common::{BlockId, InodeId, Result, checksum};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub struct BlockWriter {
     store: Arc<BlockStore>,
@@ -22,7 +23,7 @@ pub struct BlockWriter {
     length: u64,
     crcs: Vec<u32>,
     open_chunk: (u32, usize),
-    made: std::cell::Cell<bool>,
+    made: AtomicBool,
     sealed: bool,
 }
 
@@ -45,7 +46,7 @@ impl BlockWriter {
             length: 0,
             crcs: Vec::new(),
             open_chunk: (0, 0),
-            made: std::cell::Cell::new(false),
+            made: AtomicBool::new(false),
             sealed: false,
         }
     }
@@ -106,7 +107,7 @@ impl BlockWriter {
         let shard = path.parent().unwrap_or(self.store.tier().dir());
         std::fs::create_dir_all(shard).map_err(at(shard.display()))?;
         let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(at(path.display()))?;
-        self.made.set(true);
+        self.made.store(true, Ordering::Relaxed);
         file.set_len(length).map_err(at("extending"))?;
         Ok(file)
     }
@@ -138,7 +139,7 @@ impl Drop for BlockWriter {
     fn drop(&mut self) {
         self.store.release(self.reserved_bytes);
         // Only files that this writer made: a block of this id that is there already is somebody's.
-        if self.made.get() && !self.sealed {
+        if self.made.load(Ordering::Relaxed) && !self.sealed {
             let (data, head) = paths(self.store.tier().dir(), self.header.block);
             let _ = (std::fs::remove_file(data), std::fs::remove_file(head));
         }

@@ -2,12 +2,14 @@
 //!
 //! One `FileWrite` per file being written, owned by a session; when it is dropped uncommitted everything it made is
 //! removed. Nothing is visible before commit: the blocks are sealed into the store and the object published then, and
-//! the master is told by the client. Where a written-through file finds no room in the tier it is written to the under
+//! the master is told by the client. Right before the object is published, and for as long as that takes, the master is asked
+//! to hold the writer's lease: a writer that slept past it publishes nothing. Where a written-through file finds no room in the tier it is written to the under
 //! store alone; a file for the cache only fails with `NoSpace`.
 
 mod block_writer;
 
 use crate::core::Core;
+use crate::master::MASTER_WAIT;
 use block_writer::BlockWriter;
 use bytes::Bytes;
 use forebay_common::token::Claims;
@@ -17,10 +19,17 @@ use forebay_ufs::{UfsEntry, UfsWriter};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 counter!(pub WRITTEN, "forebay_worker_written_bytes_total", "bytes taken in from writers");
 
 counter!(pub WRITTEN_UFS, "forebay_worker_written_through_bytes_total", "bytes of files that are in an under store when their write was committed");
+
+counter!(
+    UNPUBLISHED,
+    "forebay_worker_writes_unpublished_total",
+    "files not published because their writer's lease was over or could not be asked for"
+);
 
 /// Pieces that may wait for a slow under store.
 const UFS_QUEUE: usize = 8;
@@ -154,6 +163,39 @@ impl FileWrite {
         }
     }
 
+    /// Publishes the object under the lease. Given up, at the latest, when the lease ends without an answer of the master.
+    async fn publish(&self, task: UfsTask) -> Result<UfsEntry> {
+        let (master, claims) = (&self.core.master, &self.claims);
+        let writer = task.settle().await?;
+        let hold = |deadline| master.hold_lease(claims.file_id, claims.lease_id, deadline);
+        let held = match hold(Instant::now() + MASTER_WAIT).await {
+            Ok(held) => held,
+            Err(e) => {
+                UNPUBLISHED.inc();
+                writer.abort().await;
+                return Err(e);
+            }
+        };
+        let keep = async {
+            let mut held = held;
+            loop {
+                tokio::time::sleep(held.saturating_duration_since(Instant::now()) / 2).await;
+                match hold(held).await {
+                    Ok(longer) => held = longer,
+                    Err(e) => return e,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            published = writer.close() => published,
+            e = keep => {
+                UNPUBLISHED.inc();
+                Err(e.context("the file was being published, and whether it is there now is the under store's to say"))
+            }
+        }
+    }
+
     /// Seals the last block, publishes the object, and says what was written. Errors: nothing stays then.
     pub async fn commit(mut self, length: u64) -> Result<Committed> {
         if length != self.length {
@@ -162,7 +204,7 @@ impl FileWrite {
         self.seal().await?;
         let mut fingerprint = String::new();
         if let Some(task) = self.ufs.take() {
-            let entry = task.close().await?;
+            let entry = self.publish(task).await?;
             if entry.length != length {
                 return Err(err!(UnderStore, "the under store holds {} bytes instead of {length}", entry.length));
             }
@@ -210,10 +252,17 @@ impl UfsTask {
         UfsTask { queue, done }
     }
 
-    async fn close(self) -> Result<UfsEntry> {
+    /// All bytes are taken in; only publishing is left.
+    async fn settle(self) -> Result<UfsWriter> {
         drop(self.queue);
         match self.done.await {
-            Ok(Ok(writer)) => writer.close().await,
+            Ok(Ok(mut writer)) => match writer.settle().await {
+                Ok(()) => Ok(writer),
+                Err(e) => {
+                    writer.abort().await;
+                    Err(e)
+                }
+            },
             Ok(Err(e)) => Err(e),
             Err(e) => Err(forebay_common::Error::new(ErrorKind::Internal, format!("under store task: {e}"))),
         }

@@ -1,0 +1,190 @@
+//! Golden tests of the records on disk: a change of a field number or type shows here, before it shows in somebody's data.
+//! A format may grow; what is written here must be read for ever.
+
+use crate::{journal, store};
+use prost::Message;
+
+fn hex(message: &impl Message) -> String {
+    message.encode_to_vec().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Encodes as `golden`, and `golden` decodes to the same.
+fn check<M: Message + Default + PartialEq>(message: &M, golden: &str) {
+    assert_eq!(hex(message), golden);
+    let raw: Vec<u8> = (0..golden.len()).step_by(2).map(|i| u8::from_str_radix(&golden[i..i + 2], 16).unwrap()).collect();
+    assert!(M::decode(raw.as_slice()).unwrap() == *message);
+}
+
+fn b(text: &str) -> bytes::Bytes {
+    text.as_bytes().to_vec().into()
+}
+
+#[test]
+fn commands_of_the_journal() {
+    use journal::command::Op;
+    let command = |op| journal::Command {
+        principal: "p".into(),
+        groups: vec!["g".into()],
+        superuser: true,
+        now_ms: 1,
+        client_id: 2,
+        sequence: 3,
+        op: Some(op),
+    };
+    let options: std::collections::HashMap<_, _> = [("k".to_owned(), "v".to_owned())].into();
+    let ops = [
+        Op::Create(journal::Create {
+            path: b("/a"),
+            overwrite: true,
+            recursive: true,
+            mode: 1,
+            block_size_bytes: 2,
+            page_size_bytes: 3,
+            to_ufs: true,
+            cached: true,
+            lease_ttl_ms: 4,
+            worker_id: 5,
+            block_count: 6,
+        }),
+        Op::AddBlocks(journal::AddBlocks { file_id: 1, lease_id: 2, count: 3 }),
+        Op::Complete(journal::Complete {
+            file_id: 1,
+            lease_id: 2,
+            length: 3,
+            block_ids: vec![4, 5],
+            block_lengths: vec![6, 7],
+            fingerprint: "f".into(),
+        }),
+        Op::Abandon(journal::Abandon { file_id: 1, lease_id: 2, expired_only: true }),
+        Op::RenewLease(journal::RenewLease { lease_ids: vec![1] }),
+        Op::Mkdir(journal::Mkdir { path: b("/a"), recursive: true, exist_ok: true, mode: 1 }),
+        Op::Delete(journal::Delete { path: b("/a"), recursive: true }),
+        Op::Rename(journal::Rename { source: b("/a"), target: b("/b"), overwrite: true }),
+        Op::SetAttributes(journal::SetAttributes {
+            path: b("/a"),
+            mode: Some(1),
+            owner: Some("o".into()),
+            group: Some("g".into()),
+            modified_ms: Some(2),
+            pinned: Some(true),
+        }),
+        Op::SyncChildren(journal::SyncChildren {
+            parent_id: 1,
+            seen: vec![journal::Seen {
+                name: b("n"),
+                folder: true,
+                length: 2,
+                modified_ms: 3,
+                fingerprint: "f".into(),
+                owner: "o".into(),
+                group: "g".into(),
+                mode: 4,
+            }],
+            gone: vec![b("x")],
+            all_seen: true,
+            base_index: 5,
+            block_size_bytes: 6,
+            page_size_bytes: 7,
+        }),
+        Op::AddMount(journal::AddMount { path: b("/a"), uri: "u".into(), read_only: true, options: options.clone() }),
+        Op::RemoveMount(journal::RemoveMount { path: b("/a") }),
+        Op::FinishPending(journal::FinishPending {
+            pending_id: 1,
+            error: "e".into(),
+            previous_fingerprint: "p".into(),
+            fingerprint: "f".into(),
+            error_kind: 2,
+        }),
+        Op::UpdateMount(journal::UpdateMount { path: b("/a"), read_only: true, options }),
+    ];
+    let batch = journal::Batch { commands: ops.into_iter().map(command).collect() };
+    check(&batch, COMMANDS);
+}
+
+#[test]
+fn records_of_the_store() {
+    let inode = store::Inode {
+        id: 1,
+        folder: true,
+        length: 2,
+        block_size_bytes: 3,
+        page_size_bytes: 4,
+        block_runs: vec![5, 6],
+        completed: true,
+        persisted: true,
+        pinned: true,
+        owner: "o".into(),
+        group: "g".into(),
+        mode: 7,
+        content_version: 8,
+        created_ms: 9,
+        modified_ms: 10,
+        fingerprint: "f".into(),
+        mount_id: 11,
+        changed_index: 12,
+        removal_index: 13,
+        children_known: true,
+        lease_id: 14,
+        to_ufs: true,
+        cached: true,
+        shadows: true,
+    };
+    check(&inode, INODE);
+    check(&store::Link { parent_id: 1, name: b("n") }, "080112016e");
+    let lease = store::Lease { id: 1, file_id: 2, expires_at_ms: 3, ttl_ms: 4, principal: "p".into(), worker_id: 5 };
+    check(&lease, "08011002180320042a01703005");
+    let pending = store::Pending {
+        id: 1,
+        mount_id: 2,
+        kind: "rename".into(),
+        source_key: b("s"),
+        target_key: b("t"),
+        folder: true,
+        created_ms: 3,
+        source_parent_id: 4,
+        source_name: b("a"),
+        target_parent_id: 5,
+        target_name: b("b"),
+        target_path: b("/b"),
+        inode_id: 6,
+        client_id: 7,
+        sequence: 8,
+    };
+    check(&pending, PENDING);
+    let reply = journal::Reply {
+        error_kind: 1,
+        error_message: "e".into(),
+        file_id: 2,
+        lease_id: 3,
+        block_ids: vec![4],
+        freed_first: vec![5],
+        freed_count: vec![6],
+        pending_id: 7,
+        skipped: 8,
+        mount_id: 9,
+        principal: "p".into(),
+        op: 10,
+    };
+    check(&reply, REPLY);
+    let entry = store::LogEntry { term: 1, node_id: 2, index: 3, payload: Some(store::log_entry::Payload::Batch(journal::Batch::default())) };
+    check(&entry, "0801100218032a00");
+    check(&store::Applied { term: 1, node_id: 2, index: 3, membership: b("m"), changes: 4 }, "0801100218032a016d3004");
+    check(&store::ClientReplies { touched: 1, forgotten_below: 2 }, "08011002");
+}
+
+const COMMANDS: &str = "\
+    0a280a0170120167180120012802300352180a022f6110011801200128023003380140014804500558060a160a017012016718012001280230035a06\
+    0801100218030a210a017012016718012001280230036211080110021803220204052a0206073201660a160a017012016718012001280230036a0608\
+    01100218010a130a0170120167180120012802300372030a01010a1a0a017012016718012001280230037a0a0a022f611001180120010a170a017012\
+    016718012001280230038201060a022f6110010a1b0a017012016718012001280230038a010a0a022f6112022f6218010a210a017012016718012001\
+    280230039201100a022f6110011a016f220167280230010a340a017012016718012001280230039a0123080112140a016e1001180220032a01663201\
+    6f3a016740041a017820012805300638070a220a01701201671801200128023003a201110a022f61120175180122060a016b1201760a150a01701201\
+    671801200128023003aa01040a022f610a1e0a01701201671801200128023003b2010d08011201651a017022016628020a1f0a017012016718012001\
+    28023003ba010e0a022f6110011a060a016b120176";
+const INODE: &str = "\
+    080110011802200328043202050638014001480152016f5a0167600768087009780a8201016688010b90010c98010da00101a8010eb00101b80101c0\
+    0101";
+const PENDING: &str = "\
+    080110021a0672656e616d652201732a01743001380340044a016150055a016262022f62680670077808";
+const REPLY: &str = "\
+    0801120165180220032a01043201053a01064007480850095a0170600a";
