@@ -14,12 +14,14 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long `local` waits for its worker to register.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
 
-async fn until_signal() -> Result<()> {
+/// Until somebody asks for a stop. Errors: a role stopped by itself.
+async fn until_signal(shutdown: &CancellationToken) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).map_err(at("signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(at("signals"))?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = shutdown.cancelled() => return Err(err!(Internal, "stopped because of the error logged above")),
     }
     Ok(())
 }
@@ -29,10 +31,10 @@ pub async fn master(config: Config) -> Result<()> {
     let shutdown = CancellationToken::new();
     let master = forebay_master::start(&config, shutdown.clone()).await?;
     line(&format!("master is up at {}, metrics at http://{}/metrics", master.rpc_addr, master.web_addr))?;
-    until_signal().await?;
+    let asked = until_signal(&shutdown).await;
     shutdown.cancel();
     drain(master.stopped()).await;
-    Ok(())
+    asked
 }
 
 /// A worker alone.
@@ -47,10 +49,10 @@ pub async fn worker(config: Config) -> Result<()> {
         worker.web_addr,
         config.client.master
     ))?;
-    until_signal().await?;
+    let asked = until_signal(&shutdown).await;
     shutdown.cancel();
     drain(worker.stopped()).await;
-    Ok(())
+    asked
 }
 
 async fn drain(stopped: impl Future<Output = ()>) {
@@ -87,12 +89,12 @@ pub async fn local(mut config: Config, args: LocalArgs) -> Result<()> {
         config.master.data_dir.display(),
         worker.mem_dir.display(),
     ))?;
-    until_signal().await?;
+    let asked = until_signal(&shutdown).await;
     shutdown.cancel();
     drain(async {
         worker.stopped().await;
         master.stopped().await;
     })
     .await;
-    Ok(())
+    asked
 }

@@ -13,22 +13,30 @@ use forebay_proto::store::Pending;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 counter!(RETRIES, "forebay_master_pending_retries_total", "changes that an under store did not take at once");
 gauge!(ACTIVE, "forebay_master_pending_changes", "changes on their way to under stores");
 
-/// Changes under way to under stores at once.
+/// Calls under way to under stores at once; a change that waits to be tried again makes none.
 const CONCURRENCY: usize = 16;
+/// Changes that are looked after at once; further ones wait in the store.
+const STARTED_MAX: usize = 4_096;
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 type Outcome = Option<Result<(), Error>>;
 
-#[derive(Default)]
 pub struct PendingDriver {
     active: Mutex<HashMap<u64, watch::Receiver<Outcome>>>,
+    calls: Semaphore,
+}
+
+impl Default for PendingDriver {
+    fn default() -> Self {
+        PendingDriver { active: Mutex::default(), calls: Semaphore::new(CONCURRENCY) }
+    }
 }
 
 /// Whether one key is the other or lies below it.
@@ -76,7 +84,7 @@ impl PendingDriver {
         ACTIVE.set(pending.len() as i64);
         let mut active = self.active.lock().unwrap_or_else(|e| e.into_inner());
         for (i, record) in pending.iter().enumerate() {
-            if active.len() >= CONCURRENCY {
+            if active.len() >= STARTED_MAX {
                 break;
             }
             if active.contains_key(&record.id) || pending[..i].iter().any(|older| conflicts(older, record)) {
@@ -116,7 +124,8 @@ fn recorded_outcome(core: &Core, call: Option<&Caller>) -> Result<()> {
     let Some(call) = call else { return Ok(()) };
     match core.store.view().record::<Reply>(Cf::Reply, &reply_key(call.client_id, call.sequence))? {
         Some(reply) if reply.error_kind != 0 => Err(Error::new(ErrorKind::from_code(reply.error_kind), reply.error_message)),
-        _ => Ok(()),
+        Some(_) => Ok(()),
+        None => Err(err!(Expired, "the under store has answered, and what it said is not remembered any more: look before repeating the call")),
     }
 }
 
@@ -141,7 +150,10 @@ fn is_refusal(e: &Error) -> bool {
 async fn carry_out(core: &Arc<Core>, record: &Pending) -> Result<()> {
     let mut backoff = BACKOFF_MIN;
     loop {
-        let outcome = attempt(core, record).await;
+        let outcome = {
+            let _call = core.pending.calls.acquire().await;
+            attempt(core, record).await
+        };
         let (error_kind, error, fingerprints) = match &outcome {
             Ok(fingerprints) => (0, String::new(), fingerprints.clone()),
             Err(e) if !is_refusal(e) => {
@@ -173,7 +185,11 @@ async fn carry_out(core: &Arc<Core>, record: &Pending) -> Result<()> {
 
 /// Does it once. Of a renamed file also its fingerprints before and after, when nobody else touched it between.
 async fn attempt(core: &Arc<Core>, record: &Pending) -> Result<Option<(String, String)>> {
-    let mount = core.soft.mounts.get(&core.store, &core.config, MountId(record.mount_id))?;
+    // A store that cannot be opened now (its disk is not mounted yet, …) has refused nothing.
+    let mount = core.soft.mounts.get(&core.store, &core.config, MountId(record.mount_id)).or_else(|e| {
+        let gone = core.store.view().mount(MountId(record.mount_id))?.is_none();
+        Err(if gone { e } else { err!(UnderStore, "{}", e.message()) })
+    })?;
     if record.kind == "delete" {
         mount.ufs.delete(&record.source_key, record.folder).await?;
         return Ok(None);
@@ -199,6 +215,10 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
         for worker in core.soft.workers.expire(Duration::from_millis(core.config.worker_timeout_ms)) {
             tracing::warn!(%worker, "worker is lost: no heartbeat within master.worker_timeout_ms");
             core.soft.blocks.remove_worker(worker);
+        }
+        if let Err(e) = core.journal.running() {
+            tracing::error!(error = %e, "the master stops: start it again when the cause is mended");
+            return shutdown.cancel();
         }
         core.metrics.sample();
         if let Err(e) = core.keys.rotate() {

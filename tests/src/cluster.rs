@@ -138,14 +138,6 @@ impl Cluster {
         self.master = Some(process);
     }
 
-    /// Stops the master and starts it with a configuration that it must refuse; returns what it said.
-    pub fn refused_master(&mut self) -> String {
-        self.master.take().expect("running").kill();
-        let output = self.master_command().output().expect("run");
-        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-
     fn master_command(&self) -> Command {
         let port = self.address.rsplit(':').next().expect("port").to_owned();
         let mut settings: Settings =

@@ -84,18 +84,29 @@ fn beneath(root: &OwnedFd, key: &[u8], flags: OFlag) -> Result<OwnedFd> {
     })
 }
 
-/// What a system call said. Whatever is no clear refusal (`EIO`, `EMFILE`, `EBUSY`, `ESTALE`…) may pass, and may be tried again.
+/// What a system call said. What may pass (a disk that errs, too many open files, a stale handle) is an error of the store and
+/// may be tried again; anything unknown is a refusal, so that nobody repeats for ever what can never be done.
 fn failed(doing: impl std::fmt::Display, errno: nix::errno::Errno) -> Error {
-    passing(Error::io(doing, &errno.into()))
-}
-
-fn passing(e: Error) -> Error {
-    if e.kind() == ErrorKind::Internal { err!(UnderStore, "{}", e.message()) } else { e }
+    use nix::errno::Errno::*;
+    let source = std::io::Error::from(errno);
+    match errno {
+        EIO | EMFILE | ENFILE | ENOMEM | ENOBUFS | EAGAIN | EINTR | EBUSY | ESTALE | ENOTCONN | ETIMEDOUT | EHOSTDOWN | EHOSTUNREACH | ETXTBSY => {
+            err!(UnderStore, "{doing}: {source}")
+        }
+        EXDEV => err!(Unsupported, "{doing}: source and target are on different file systems of the machine below: copy, then delete"),
+        _ => match Error::io(doing, &source) {
+            e if e.kind() == ErrorKind::Internal => err!(Unsupported, "{}", e.message()),
+            e => e,
+        },
+    }
 }
 
 /// `at` of `forebay_common::error`, for a store: see `failed`.
 fn at(doing: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
-    move |e| passing(Error::io(doing, &e))
+    move |e| match e.raw_os_error() {
+        Some(errno) => failed(doing, nix::errno::Errno::from_raw(errno)),
+        None => Error::io(doing, &e),
+    }
 }
 
 fn metadata(root: &OwnedFd, key: &[u8]) -> Result<Metadata> {
@@ -151,7 +162,10 @@ impl LocalStore {
                     Ok(m) if (m.is_file() || m.is_dir()) && name.len() <= NAME_MAX_BYTES => listing.entries.push(names.entry(&name, &m)),
                     Err(e) if e.kind() == ErrorKind::NotFound => {}
                     // A name that could not be looked at is not a name that is gone.
-                    Err(e) if e.kind() != ErrorKind::PermissionDenied => return Err(e),
+                    Err(e) if e.is_retryable() => {
+                        tracing::warn!(error = %e, name = %String::from_utf8_lossy(&name), "a name that cannot be looked at now");
+                        listing.unknown.push(name);
+                    }
                     _ => listing.unshown += 1,
                 }
             }
@@ -326,7 +340,7 @@ impl LocalWriter {
         blocking(move || file.sync_all().map_err(at("fsync"))).await
     }
 
-    pub async fn close(mut self) -> Result<UfsEntry> {
+    pub async fn close(&mut self) -> Result<UfsEntry> {
         let state = self.state.take().ok_or_else(|| err!(Internal, "close after a failed write"))?;
         let names = self.names.clone();
         blocking(move || {

@@ -148,7 +148,7 @@ impl ObjectStore {
                 }
             }
         }
-        Ok(Listing { entries: found.into_values().collect(), unshown })
+        Ok(Listing { entries: found.into_values().collect(), unshown, ..Listing::default() })
     }
 
     pub async fn read(&self, key: &[u8], offset: u64, length: usize, expected: &str) -> Result<Bytes> {
@@ -293,7 +293,7 @@ impl ObjectWriter {
         self.writer.write(bytes).await.map_err(error)
     }
 
-    pub async fn close(mut self) -> Result<UfsEntry> {
+    pub async fn close(&mut self) -> Result<UfsEntry> {
         let m = self.writer.close().await.map_err(error)?;
         let name = self.key.rsplit('/').next().unwrap_or("").as_bytes();
         if m.etag().is_some() {

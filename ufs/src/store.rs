@@ -36,6 +36,8 @@ pub struct Listing {
     pub entries: Vec<UfsEntry>,
     /// Objects that cannot be: names with `//`, names too long, symbolic links.
     pub unshown: u64,
+    /// Names that are there and could not be looked at this time: nothing is to be concluded about them.
+    pub unknown: Vec<Vec<u8>>,
 }
 
 /// An opened under store. Cheap to clone.
@@ -191,8 +193,9 @@ impl UfsWriter {
     }
 
     /// Publishes the object, durable in the store, and returns the entry it has now.
-    pub async fn close(self) -> Result<UfsEntry> {
-        counted(match self.0 {
+    /// Given up half-way, it may be there or not; `abort` then clears what can be cleared.
+    pub async fn close(&mut self) -> Result<UfsEntry> {
+        counted(match &mut self.0 {
             WriterInner::Local(w) => w.close().await,
             WriterInner::Object(w) => w.close().await,
         })

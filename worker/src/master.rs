@@ -11,6 +11,10 @@ use tonic::transport::{Channel, Endpoint};
 
 /// One call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often an idle connection is tried.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// The least a renewal waits for its answer.
+pub const MASTER_ANSWER: Duration = Duration::from_secs(1);
 /// Between two tries of a call that must be answered.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// How long a write waits for a master that does not answer before it gives up publishing.
@@ -31,7 +35,11 @@ impl Master {
             .map_err(|e| err!(InvalidArgument, "client.master = {address:?} is not host:port: {e}"))?
             .connect_timeout(CALL_TIMEOUT)
             .timeout(CALL_TIMEOUT)
-            .tcp_nodelay(true);
+            .tcp_nodelay(true)
+            // A connection whose other end is gone without a word is noticed, and dialled anew.
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(CALL_TIMEOUT)
+            .keep_alive_while_idle(true);
         let client = WorkerMasterClient::new(endpoint.connect_lazy())
             .max_decoding_message_size(MESSAGE_MAX_BYTES)
             .max_encoding_message_size(MESSAGE_MAX_BYTES);
@@ -61,8 +69,15 @@ impl Master {
         loop {
             let asked = Instant::now();
             let request = HoldLeaseRequest { cluster_secret: self.secret(), file_id, lease_id };
-            match self.client().hold_lease(request).await {
-                Ok(held) => return Ok(asked + Duration::from_millis(held.into_inner().remaining_ms)),
+            let answered = tokio::time::timeout_at(deadline, async { self.client().hold_lease(request).await }).await;
+            match answered.unwrap_or_else(|_| Err(Status::unavailable("no answer in time"))) {
+                Ok(held) => {
+                    let until = asked + Duration::from_millis(held.into_inner().remaining_ms);
+                    // An answer that took longer than the lease says nothing any more.
+                    if until > Instant::now() {
+                        return Ok(until);
+                    }
+                }
                 Err(status) => {
                     let e = self.failed(&status);
                     if e.kind() == ErrorKind::Expired || !e.is_retryable() {

@@ -22,6 +22,8 @@ counter!(FAILED, "forebay_worker_heartbeats_failed_total", "heartbeats that the 
 const CHANGE_DELAY: Duration = Duration::from_millis(50);
 /// Changed files kept for the next heartbeat.
 const CHANGED_FILES_MAX: usize = 1_000;
+/// Between heartbeats while the master does not answer.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How long a session waits for news from the master.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -92,6 +94,7 @@ impl Heartbeat {
                     registered.send_replace(true);
                     self.core.reporter.answered.send_replace(round);
                     if self.core.store.has_changes() {
+                        self.core.store.reap();
                         tokio::select! {
                             () = shutdown.cancelled() => return,
                             () = tokio::time::sleep(CHANGE_DELAY) => continue,
@@ -106,9 +109,16 @@ impl Heartbeat {
                 }
             };
             self.core.store.reap();
+            if failing {
+                // Nothing wakes it before its time: every block counts as changed until the master answers.
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(interval.min(RETRY_AFTER)) => continue,
+                }
+            }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(if failing { interval.min(Duration::from_millis(200)) } else { interval }) => {}
+                () = tokio::time::sleep(interval) => {}
                 () = self.core.reporter.wake.notified() => {}
                 () = self.core.store.changed_notify.notified() => tokio::time::sleep(CHANGE_DELAY).await,
             }

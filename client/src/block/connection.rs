@@ -192,7 +192,11 @@ impl Connection {
         let mut parts = [IoSlice::new(&head), IoSlice::new(body)];
         let mut rest = &mut parts[..];
         let mut writer = self.writer.lock().await;
-        let mut frame = Frame { shared: &self.shared, whole: false };
+        // Whoever wrote before may have left half a frame.
+        if self.is_closed() {
+            return Err(err!(Unavailable, "the connection to the worker broke"));
+        }
+        let mut frame = Frame { shared: &self.shared, whole: true };
         while !rest.is_empty() {
             let written = tokio::time::timeout(self.timeout, writer.write_vectored(rest))
                 .await
@@ -201,6 +205,7 @@ impl Connection {
             if written == 0 {
                 return Err(err!(Unavailable, "the connection to the worker broke"));
             }
+            frame.whole = false;
             IoSlice::advance_slices(&mut rest, written);
         }
         frame.whole = true;

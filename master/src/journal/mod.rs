@@ -101,9 +101,18 @@ impl Journal {
     ///
     /// In a one-node group the leader has applied whatever it has answered, so only leadership is looked at.
     pub fn read_barrier(&self) -> Result<()> {
+        self.running()?;
         let metrics = self.raft.metrics();
         let leads = metrics.borrow().current_leader == Some(NODE_ID);
         if leads { Ok(()) } else { Err(err!(Unavailable, "this master does not lead")) }
+    }
+
+    /// Errors: `Unavailable` once the log or the store failed for good; nothing is answered any more then.
+    pub fn running(&self) -> Result<()> {
+        match &self.raft.metrics().borrow().running_state {
+            Ok(()) => Ok(()),
+            Err(e) => Err(err!(Unavailable, "the journal has stopped: {e}")),
+        }
     }
 
     /// Stops taking commands and closes the log.

@@ -25,6 +25,9 @@ gauge!(FAILING, "forebay_master_checkpoint_failing", "1 while the last checkpoin
 /// How long after a failure a checkpoint is tried again.
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(10) } else { Duration::from_secs(10) };
 
+/// Between tries of an entry that the store could not take.
+const APPLY_AGAIN_AFTER: [Duration; 4] = [Duration::from_millis(10), Duration::from_millis(100), Duration::from_secs(1), Duration::from_secs(5)];
+
 type NodeId = u64;
 type Failure = StorageError<NodeId>;
 
@@ -56,6 +59,22 @@ impl StateMachine {
     }
 }
 
+impl StateMachine {
+    /// Applies an entry; a store that fails is tried again a few times, because giving up ends this master.
+    async fn apply_patiently(&mut self, commands: &[forebay_proto::journal::Command]) -> Result<Vec<forebay_proto::journal::Reply>> {
+        let before = self.applied.clone();
+        for wait in APPLY_AGAIN_AFTER {
+            match apply_entry(&self.store, commands, &mut self.applied, &self.limits) {
+                Ok(replies) => return Ok(replies),
+                Err(e) => tracing::error!(error = %e, index = before.index, "an entry could not be applied; it is tried again"),
+            }
+            self.applied = before.clone();
+            tokio::time::sleep(wait).await;
+        }
+        apply_entry(&self.store, commands, &mut self.applied, &self.limits)
+    }
+}
+
 impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = Checkpointer;
 
@@ -83,7 +102,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                     &[]
                 }
             };
-            let replies = apply_entry(&self.store, commands, &mut self.applied, &self.limits).map_err(failed)?;
+            let replies = self.apply_patiently(commands).await.map_err(failed)?;
             for (command, reply) in commands.iter().zip(&replies) {
                 self.on_applied.applied(command, reply);
             }
@@ -144,8 +163,11 @@ impl Checkpointer {
     fn write(&self, meta: &SnapshotMeta<NodeId, BasicNode>) -> Result<PathBuf> {
         std::fs::create_dir_all(&self.dir).map_err(at("checkpoint folder"))?;
         let target = self.dir.join(format!("{:020}", self.applied.index));
-        if target.exists() {
-            std::fs::remove_dir_all(&target).map_err(at("removing an unfinished checkpoint"))?;
+        // What failed attempts left holds files that the store has dropped since.
+        for folder in std::fs::read_dir(&self.dir).map_err(at("checkpoint folder"))?.flatten() {
+            if folder.path() == target || !folder.path().join(META).exists() {
+                std::fs::remove_dir_all(folder.path()).map_err(at("removing an unfinished checkpoint"))?;
+            }
         }
         self.store.flush()?;
         rocksdb::checkpoint::Checkpoint::new(&self.store.db)
@@ -200,6 +222,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Checkpointer {
                 FAILED.inc();
                 FAILING.set(1);
                 tracing::error!(error = %e, "no checkpoint could be made: the journal's log grows until one can");
+                let unfinished = self.dir.join(format!("{:020}", self.applied.index));
+                if !unfinished.join(META).exists() {
+                    let _ = std::fs::remove_dir_all(&unfinished);
+                }
                 // openraft asks again at the next entry: not before a while. An older checkpoint cuts nothing off the log.
                 tokio::time::sleep(RETRY_AFTER).await;
                 let (dir, meta) = newest_checkpoint(&self.dir).unwrap_or_default();

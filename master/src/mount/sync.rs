@@ -105,6 +105,11 @@ enum Next {
     },
 }
 
+/// Whether a file has no more blocks than are possible. One that has is not shown.
+fn fits(entry: &UfsEntry, mount: &Mounted) -> bool {
+    crate::namespace::blocks_for(entry.length, mount.options.block_size_bytes) <= BLOCKS_PER_FILE_MAX
+}
+
 impl Syncer {
     /// Marks an entry that this cluster wrote itself just now.
     pub fn note_looked(&self, id: InodeId) {
@@ -205,6 +210,7 @@ impl Syncer {
             page_size_bytes: mount.options.page_size_bytes,
             ..SyncChildren::default()
         };
+        let looked = looked.and_then(|e| if fits(&e, mount) { Ok(e) } else { Err(err!(NotFound, "too large to be shown")) });
         match looked {
             Ok(entry) => {
                 if let Some(id) = known
@@ -300,7 +306,7 @@ impl Syncer {
             Err(e) => return Err(e),
         };
         let shown = listing.entries.len();
-        listing.entries.retain(|e| crate::namespace::blocks_for(e.length, mount.options.block_size_bytes) <= BLOCKS_PER_FILE_MAX);
+        listing.entries.retain(|e| fits(e, mount));
         listing.unshown += (shown - listing.entries.len()) as u64;
         if listing.unshown > 0 {
             tracing::warn!(%path, count = listing.unshown, "objects that cannot be shown");
@@ -312,7 +318,8 @@ impl Syncer {
             Some(inode) => inode.folder != e.folder || (!e.folder && inode.fingerprint != e.fingerprint),
         };
         let seen: Vec<Seen> = listing.entries.iter().filter(differs).map(to_seen).collect();
-        let there: std::collections::HashSet<&[u8]> = listing.entries.iter().map(|e| e.name.as_slice()).collect();
+        let there: std::collections::HashSet<&[u8]> =
+            listing.entries.iter().map(|e| e.name.as_slice()).chain(listing.unknown.iter().map(Vec::as_slice)).collect();
         let gone: Vec<_> = known
             .iter()
             .filter(|(name, inode)| inode.persisted && inode.mount_id == 0 && !there.contains(name.as_slice()))

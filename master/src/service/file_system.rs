@@ -290,10 +290,10 @@ impl Service {
         let core = &self.0;
         let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
         let found = resolved.found(&path)?;
-        let mut out = FreeResponse::default();
+        let (mut out, mut ordered) = (FreeResponse::default(), 0);
         if !found.inode.folder {
             namespace::check(&who, &found.inode, namespace::WRITE, &path)?;
-            self.free_file(&found.inode, &mut out);
+            self.free_file(&found.inode, &mut out, &mut ordered);
             return Ok(out);
         }
         let mut folders = vec![(found.id(), found.inode.clone())];
@@ -311,7 +311,7 @@ impl Service {
                     } else if namespace::check(&who, child, namespace::WRITE, &path).is_err() {
                         out.refused += 1;
                     } else {
-                        self.free_file(child, &mut out);
+                        self.free_file(child, &mut out, &mut ordered);
                     }
                 }
                 match batch.last() {
@@ -325,7 +325,7 @@ impl Service {
     }
 
     /// Has workers drop what an under store holds as well and nobody pinned.
-    fn free_file(&self, inode: &Inode, out: &mut FreeResponse) {
+    fn free_file(&self, inode: &Inode, out: &mut FreeResponse, ordered: &mut u64) {
         if !inode.persisted || !inode.completed || inode.pinned {
             return;
         }
@@ -334,7 +334,8 @@ impl Service {
         for run in namespace::block_runs(inode) {
             let held = soft.blocks.remove_run(BlockId(run.first), run.count);
             // What was read a moment ago is not reported yet: the order goes to every worker, as long as that is not too many.
-            if out.blocks + run.count <= FREED_EVERYWHERE_MAX {
+            *ordered = ordered.saturating_add(run.count);
+            if *ordered <= FREED_EVERYWHERE_MAX {
                 for worker in soft.workers.live() {
                     (run.first..run.first + run.count).for_each(|id| soft.workers.queue_delete(worker.id, BlockId(id)));
                 }

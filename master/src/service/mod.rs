@@ -16,12 +16,13 @@ use crate::metrics::ClusterMetrics;
 use crate::mount::{Syncer, raw, resolve};
 use crate::store::{Reader, Store};
 use crate::worker::TokenKeys;
-use forebay_common::config::Config;
+use forebay_common::config::{Config, MountConfig};
 use forebay_common::error::at;
 use forebay_common::{AbsPath, Result, clock, err};
 use forebay_proto::admin_server::AdminServer;
 use forebay_proto::file_system_server::FileSystemServer;
 use forebay_proto::journal::{AddMount, command::Op};
+use forebay_proto::store::Mount;
 use forebay_proto::worker_master_server::WorkerMasterServer;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -133,12 +134,11 @@ async fn mount_configured(core: &Core, config: &Config) -> Result<()> {
         let path = AbsPath::parse(&mount.path)?;
         let uri = forebay_ufs::UfsUri::parse(&mount.uri)?;
         let known = core.store.view().mounts()?.into_iter().find(|m| m.path == path.as_bytes());
-        let options = resolve(&mount.options)?;
         match known {
             Some(known) if known.uri == uri.to_string() => {
-                if known.options != options || known.read_only != mount.read_only {
-                    tracing::info!(%path, "the mount takes its options from the configuration again");
-                    mounts::update(core, &path, &uri, mount.read_only, options).await?;
+                // A store that is away must not keep the master, and all other mounts, from starting.
+                if let Err(e) = take_options(core, &known, &path, &uri, mount).await {
+                    tracing::error!(%path, error = %e, "the mount keeps the options it had: those of the configuration do not work now");
                 }
                 continue;
             }
@@ -147,7 +147,17 @@ async fn mount_configured(core: &Core, config: &Config) -> Result<()> {
             }
             None => {}
         }
-        mounts::mount(core, None, &path, &mount.uri, mount.read_only, options).await?;
+        mounts::mount(core, None, &path, &mount.uri, mount.read_only, resolve(&mount.options)?).await?;
     }
     Ok(())
+}
+
+/// Gives a mount the options of the configuration, where they have changed.
+async fn take_options(core: &Core, known: &Mount, path: &AbsPath, uri: &forebay_ufs::UfsUri, mount: &MountConfig) -> Result<()> {
+    let options = resolve(&mount.options)?;
+    if known.options == options && known.read_only == mount.read_only {
+        return Ok(());
+    }
+    tracing::info!(%path, "the mount takes its options from the configuration again");
+    mounts::update(core, path, uri, mount.read_only, options).await
 }

@@ -106,10 +106,13 @@ impl BlockStore {
                     _ => Err(err!(Corrupt, "half of a block")),
                 };
                 match block {
-                    Ok(block) => {
-                        adopted += 1;
-                        self.insert(Arc::new(block))?;
-                    }
+                    Ok(block) => match self.insert(Arc::new(block)) {
+                        Ok(()) => adopted += 1,
+                        Err(e) => {
+                            removed += 1;
+                            tracing::warn!(file = name, error = %e, "a block of an earlier start finds no place");
+                        }
+                    },
                     // Out of descriptors, unreadable, or of a newer version: not damaged, so not ours to remove.
                     Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e.context(format!("taking over {}", shard.path().join(name).display()))),
                     Err(e) => {
@@ -208,8 +211,14 @@ impl BlockStore {
     pub fn insert(&self, block: Arc<BlockFile>) -> Result<()> {
         let id = block.header.block;
         let mut index = lock(&self.index);
-        if index.peek(id).is_none() {
-            self.make_place(&mut index)?;
+        // What is nowhere else stays, whatever the limit.
+        if index.peek(id).is_none()
+            && let Err(e) = self.make_place(&mut index)
+            && block.header.flags & FLAG_ONLY_COPY == 0
+        {
+            let (data, head) = paths(self.tier.dir(), id);
+            let _ = (std::fs::remove_file(data), std::fs::remove_file(head));
+            return Err(e);
         }
         if !index.insert(block.clone()) {
             return Err(err!(AlreadyExists, "block {id} is on this worker already"));

@@ -9,7 +9,7 @@
 mod block_writer;
 
 use crate::core::Core;
-use crate::master::MASTER_WAIT;
+use crate::master::{MASTER_ANSWER, MASTER_WAIT};
 use block_writer::BlockWriter;
 use bytes::Bytes;
 use forebay_common::token::Claims;
@@ -28,7 +28,7 @@ counter!(pub WRITTEN_UFS, "forebay_worker_written_through_bytes_total", "bytes o
 counter!(
     UNPUBLISHED,
     "forebay_worker_writes_unpublished_total",
-    "files not published because their writer's lease was over or could not be asked for"
+    "files not published, because the store failed or their writer's lease was over or could not be asked for"
 );
 
 /// Pieces that may wait for a slow under store.
@@ -163,37 +163,32 @@ impl FileWrite {
         }
     }
 
-    /// Publishes the object under the lease. Given up, at the latest, when the lease ends without an answer of the master.
+    /// Publishes the object under the lease. While the lease is not known to hold, nothing is done about publishing; what was
+    /// on its way by then may still arrive.
     async fn publish(&self, task: UfsTask) -> Result<UfsEntry> {
         let (master, claims) = (&self.core.master, &self.claims);
-        let writer = task.settle().await?;
-        let hold = |deadline| master.hold_lease(claims.file_id, claims.lease_id, deadline);
-        let held = match hold(Instant::now() + MASTER_WAIT).await {
-            Ok(held) => held,
-            Err(e) => {
-                UNPUBLISHED.inc();
-                writer.abort().await;
-                return Err(e);
-            }
-        };
-        let keep = async {
-            let mut held = held;
+        let mut writer = task.settle().await?;
+        let published = async {
+            let mut held = master.hold_lease(claims.file_id, claims.lease_id, Instant::now() + MASTER_WAIT).await?;
+            let mut close = std::pin::pin!(writer.close());
             loop {
-                tokio::time::sleep(held.saturating_duration_since(Instant::now()) / 2).await;
-                match hold(held).await {
-                    Ok(longer) => held = longer,
-                    Err(e) => return e,
+                let remaining = held.saturating_duration_since(Instant::now());
+                // The lease is looked at first: a worker that was stopped for a while goes on only after asking again.
+                tokio::select! {
+                    biased;
+                    () = tokio::time::sleep(remaining / 2), if !remaining.is_zero() => {}
+                    published = &mut close, if !remaining.is_zero() => return published,
+                    else => {}
                 }
+                held = master.hold_lease(claims.file_id, claims.lease_id, held.max(Instant::now() + MASTER_ANSWER)).await?;
             }
         };
-        tokio::select! {
-            biased;
-            published = writer.close() => published,
-            e = keep => {
-                UNPUBLISHED.inc();
-                Err(e.context("the file was being published, and whether it is there now is the under store's to say"))
-            }
+        let published = published.await;
+        if published.is_err() {
+            UNPUBLISHED.inc();
+            writer.abort().await;
         }
+        published
     }
 
     /// Seals the last block, publishes the object, and says what was written. Errors: nothing stays then.
