@@ -2,6 +2,7 @@
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
+use forebay_common::config::{Medium, TierConfig, TierDir, WorkerConfig};
 use forebay_common::{Result, err};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -60,6 +61,10 @@ pub struct LocalArgs {
     /// Bytes of the MEM tier
     #[arg(long, default_value = "1GiB", value_name = "SIZE")]
     pub mem: ByteSize,
+    /// A tier, fastest first: MEM:64MiB, SSD:DIR:1GiB, HDD:DIR:10GiB; a medium named again adds a folder to its tier. Takes the
+    /// place of --mem
+    #[arg(long, value_name = "MEDIUM[:DIR]:SIZE", conflicts_with = "mem")]
+    pub tier: Vec<TierArg>,
     /// Mount an under store, like --mount /s3=s3://bucket/prefix; may be repeated. Options follow after commas:
     /// /s3=s3://bucket,endpoint=http://host:9000,region=us-east-1
     #[arg(long, value_name = "PATH=URI")]
@@ -74,6 +79,50 @@ pub struct WorkerArgs {
     /// Bytes of the MEM tier
     #[arg(long, value_name = "SIZE")]
     pub mem: Option<ByteSize>,
+    /// A tier, fastest first: MEM:DIR:64MiB, SSD:DIR:1GiB, HDD:DIR:10GiB; a medium named again adds a folder to its tier
+    #[arg(long, value_name = "MEDIUM:DIR:SIZE", conflicts_with = "mem")]
+    pub tier: Vec<TierArg>,
+}
+
+/// `MEDIUM[:DIR]:SIZE`.
+#[derive(Clone, Debug)]
+pub struct TierArg {
+    medium: Medium,
+    dir: Option<PathBuf>,
+    quota: ByteSize,
+}
+
+impl std::str::FromStr for TierArg {
+    type Err = String;
+
+    fn from_str(raw: &str) -> Result<Self, String> {
+        let usage = || format!("{raw:?}: write MEDIUM:DIR:SIZE, like SSD:/mnt/nvme0:100GiB");
+        let (medium, rest) = raw.split_once(':').ok_or_else(usage)?;
+        let (dir, size) = match rest.rsplit_once(':') {
+            Some((dir, size)) => (Some(PathBuf::from(dir)), size),
+            None => (None, rest),
+        };
+        let medium: Medium = medium.parse().map_err(|e: forebay_common::Error| e.message().to_owned())?;
+        let quota = size.parse().map_err(|e| format!("{size:?} is no size: {e}"))?;
+        if dir.as_ref().is_none_or(|d| d.as_os_str().is_empty()) && medium != Medium::Mem {
+            return Err(format!("{raw:?}: which folder? write {}:DIR:{size}", medium.name()));
+        }
+        Ok(TierArg { medium, dir, quota })
+    }
+}
+
+/// The tiers as a configuration value; `mem` is the folder of a MEM tier that names none.
+fn tiers(args: &[TierArg], mem: &std::path::Path) -> Value {
+    let mut tiers: Vec<TierConfig> = Vec::new();
+    for arg in args {
+        let path = arg.dir.clone().unwrap_or_else(|| mem.to_owned());
+        let dir = TierDir { path: std::path::absolute(&path).unwrap_or(path), quota: arg.quota, reserve: ByteSize::b(0) };
+        match tiers.iter_mut().find(|t| t.medium == arg.medium) {
+            Some(tier) => tier.dirs.push(dir),
+            None => tiers.push(TierConfig { medium: arg.medium, dirs: vec![dir] }),
+        }
+    }
+    serde_json::to_value(tiers).unwrap_or_default()
 }
 
 #[derive(Subcommand)]
@@ -154,7 +203,7 @@ pub enum FsCommand {
     Df,
     /// Count folders, files and bytes below a path
     Count { path: String },
-    /// Exit code 0 if it holds, else 1
+    /// Exit code 0 if it holds, 1 if not, 2 if that could not be found out
     Test {
         path: String,
         /// It exists
@@ -219,6 +268,10 @@ pub enum FsCommand {
     Load { path: String },
     /// Drop cached bytes; what is in no under store stays
     Free { path: String },
+    /// Keep the files at or below a path cached, as they are now: once cached their bytes are not evicted
+    Pin { path: String },
+    /// Let pinned files be evicted again
+    Unpin { path: String },
     /// Which workers have which blocks
     Location { path: String },
 }
@@ -257,7 +310,7 @@ impl Cli {
             (Some(filter), _) => filter,
             (None, Command::Master | Command::Worker(_)) => "info,openraft=warn",
             (None, Command::Local(_)) => "warn,openraft=error",
-            (None, _) => "error",
+            (None, _) => "error,forebay::waiting=warn",
         }
     }
 
@@ -268,7 +321,14 @@ impl Cli {
             flags.push(("client.master", master.as_str().into()));
         }
         match &self.command {
-            Command::Worker(WorkerArgs { mem: Some(mem) }) => flags.push(("worker.mem_quota", format!("{}B", mem.as_u64()).into())),
+            Command::Worker(worker) => {
+                if let Some(mem) = worker.mem {
+                    flags.push(("worker.mem_quota", format!("{}B", mem.as_u64()).into()));
+                }
+                if !worker.tier.is_empty() {
+                    flags.push(("worker.tiers", tiers(&worker.tier, &WorkerConfig::default().mem_dir)));
+                }
+            }
             Command::Local(local) => {
                 local.flags(&mut flags);
             }
@@ -287,6 +347,10 @@ impl LocalArgs {
             flags.push(("master.data_dir", at("master")));
             flags.push(("worker.data_dir", at("worker")));
             flags.push(("worker.mem_dir", at("worker/mem")));
+        }
+        if !self.tier.is_empty() {
+            let mem = self.data_dir.as_ref().map_or_else(|| WorkerConfig::default().mem_dir, |dir| dir.join("worker/mem"));
+            flags.push(("worker.tiers", tiers(&self.tier, &mem)));
         }
         if self.any_port {
             for key in ["master.rpc_port", "master.web_port", "worker.data_port", "worker.web_port"] {

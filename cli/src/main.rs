@@ -10,7 +10,7 @@ mod roles;
 
 use args::{Cli, Command};
 use clap::Parser;
-use forebay_common::{Result, config, telemetry};
+use forebay_common::{ErrorKind, Result, config, telemetry};
 use std::process::ExitCode;
 
 /// Frames of up to a few MiB come and go; glibc gives such memory back to the kernel each time and faults it in again.
@@ -19,11 +19,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let json = cli.json;
     match run(cli) {
         Ok(code) => code,
         Err(e) => {
+            if json {
+                let _ = output::line(&serde_json::json!({ "error": { "kind": e.kind(), "message": e.message() } }).to_string());
+            }
             eprintln!("forebay: {e}");
-            ExitCode::FAILURE
+            // What was asked makes no sense: usage. Anything else was tried, and failed.
+            if e.kind() == ErrorKind::InvalidArgument { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

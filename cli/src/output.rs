@@ -61,6 +61,11 @@ pub fn table(head: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<
     Ok(())
 }
 
+/// A name as a terminal may show it: control characters escaped, so that no name moves the cursor or makes up a line.
+pub fn printable(name: &str) -> String {
+    name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
 /// `1.5 MiB`.
 pub fn bytes(n: u64) -> String {
     ByteSize::b(n).display().iec().to_string()
@@ -87,6 +92,11 @@ pub fn percent(part: u64, whole: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn names_cannot_draw() {
+        assert_eq!(super::printable("nl\nfile\u{1b}[31m ä"), "nl\\nfile\\u{1b}[31m ä");
+    }
+
     #[test]
     fn times() {
         assert_eq!(super::time(0), "1970-01-01 00:00:00");

@@ -6,7 +6,7 @@ use crate::output::{self, Output, bytes, percent, time};
 use forebay_client::FileSystem;
 use forebay_common::Result;
 use forebay_common::config::ClientConfig;
-use forebay_proto::{ReportResponse, TierUsage, WorkerReport};
+use forebay_proto::{DirUsage, ReportResponse, TierUsage, WorkerReport};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -34,7 +34,14 @@ pub fn name(worker: &WorkerReport) -> String {
 }
 
 fn tiers_json(tiers: &[TierUsage]) -> Value {
-    let one = |t: &TierUsage| json!({ "total_bytes": t.total_bytes, "used_bytes": t.used_bytes, "zombie_bytes": t.zombie_bytes, "blocks": t.blocks });
+    let dir = |d: &DirUsage| {
+        json!({ "path": d.path, "total_bytes": d.total_bytes, "used_bytes": d.used_bytes, "zombie_bytes": d.zombie_bytes, "blocks": d.blocks,
+                "healthy": d.trouble.is_empty(), "trouble": d.trouble })
+    };
+    let one = |t: &TierUsage| {
+        json!({ "total_bytes": t.total_bytes, "used_bytes": t.used_bytes, "zombie_bytes": t.zombie_bytes, "blocks": t.blocks,
+                "dirs": t.dirs.iter().map(dir).collect::<Vec<_>>() })
+    };
     Value::Object(tiers.iter().map(|t| (t.tier.clone(), one(t))).collect::<Map<_, _>>())
 }
 
@@ -94,7 +101,15 @@ fn capacity(report: &ReportResponse, output: Output) -> Result<()> {
         let mut rows: Vec<Vec<String>> = tiers.iter().map(|t| row("all workers", String::new(), t)).collect();
         for worker in &report.workers {
             let heard = if worker.lost { format!("LOST, {} s ago", worker.silent_ms / 1000) } else { format!("{} ms ago", worker.silent_ms) };
-            rows.extend(worker.tiers.iter().map(|t| row(&name(worker), heard.clone(), t)));
+            for tier in &worker.tiers {
+                rows.push(row(&name(worker), heard.clone(), tier));
+                // A tier of one healthy folder is told by its own line.
+                for dir in tier.dirs.iter().filter(|d| tier.dirs.len() > 1 || !d.trouble.is_empty()) {
+                    let state = if dir.trouble.is_empty() { "takes blocks".to_owned() } else { format!("TAKEN OUT: {}", dir.trouble) };
+                    let (total, used, held) = (bytes(dir.total_bytes), bytes(dir.used_bytes), bytes(dir.zombie_bytes));
+                    rows.push(vec![format!("  {}", dir.path), state, tier.tier.clone(), total, used, held, dir.blocks.to_string()]);
+                }
+            }
         }
         output::table(&["WORKER", "LAST HEARTBEAT", "TIER", "SIZE", "USED", "HELD AFTER EVICTION", "BLOCKS"], &[3, 4, 5, 6], rows)
     })

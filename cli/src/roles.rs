@@ -2,7 +2,7 @@
 
 use crate::args::LocalArgs;
 use crate::output::{bytes, line};
-use forebay_common::config::Config;
+use forebay_common::config::{Config, TierDir};
 use forebay_common::error::at;
 use forebay_common::{Result, err};
 use std::time::{Duration, Instant};
@@ -73,10 +73,12 @@ pub async fn local(mut config: Config, args: LocalArgs) -> Result<()> {
         .await
         .map_err(|_| err!(Timeout, "the worker did not register within {} s", REGISTER_TIMEOUT.as_secs()))??;
     let address = master.rpc_addr;
+    let tier = |medium: &str, dir: &TierDir| format!("{medium} tier {} in {}", bytes(dir.quota.as_u64()), dir.path.display());
+    let tiers: Vec<String> = config.worker.tiers().iter().flat_map(|t| t.dirs.iter().map(|d| tier(t.medium.name(), d)).collect::<Vec<_>>()).collect();
     let flag = if address.port() == 19998 { String::new() } else { format!("--master {address} ") };
     line(&format!(
-        "Forebay is up after {} ms: master {address}, MEM tier {} in {}\n\
-         data in {}; blocks stay in the tier when this stops (umount {} frees their memory)\n\
+        "Forebay is up after {} ms: master {address}, {}\n\
+         data in {}; blocks stay in the tiers when this stops (umount {} frees the memory)\n\
          Try:\n\
          \x20 forebay {flag}fs ls /\n\
          \x20 forebay {flag}fs mount /s3 s3://BUCKET/PREFIX --option endpoint=URL --option region=REGION --option access_key_id=KEY --option secret_access_key=SECRET\n\
@@ -84,8 +86,7 @@ pub async fn local(mut config: Config, args: LocalArgs) -> Result<()> {
          \x20 forebay {flag}fsadmin report        forebay {flag}fsadmin doctor\n\
          Stop with ctrl-c.",
         started.elapsed().as_millis(),
-        bytes(config.worker.mem_quota.as_u64()),
-        worker.mem_dir.display(),
+        tiers.join(", "),
         config.master.data_dir.display(),
         worker.mem_dir.display(),
     ))?;

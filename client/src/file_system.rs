@@ -124,18 +124,24 @@ impl FileSystem {
     }
 
     /// The entries of a folder (of a file, itself), by name; of everything below it when `recursive`.
+    ///
+    /// Errors: `PermissionDenied` when a folder below may not be read: `list_each` gives the rest.
     pub async fn list(&self, path: &AbsPath, recursive: bool) -> Result<Vec<FileStatus>> {
         let mut all = Vec::new();
-        self.list_each(path, recursive, |batch| {
-            all.extend(batch);
-            Ok(())
-        })
-        .await?;
-        Ok(all)
+        let denied = self
+            .list_each(path, recursive, |batch| {
+                all.extend(batch);
+                Ok(())
+            })
+            .await?;
+        match denied.first() {
+            Some(folder) => Err(err!(PermissionDenied, "{folder} may not be read, and {} more folders below {path}", denied.len() - 1)),
+            None => Ok(all),
+        }
     }
 
-    /// The same, batch by batch.
-    pub async fn list_each(&self, path: &AbsPath, recursive: bool, mut each: impl FnMut(Vec<FileStatus>) -> Result<()>) -> Result<()> {
+    /// The same, batch by batch. Returns the folders below that this user may not read.
+    pub async fn list_each(&self, path: &AbsPath, recursive: bool, mut each: impl FnMut(Vec<FileStatus>) -> Result<()>) -> Result<Vec<AbsPath>> {
         let m = &self.inner.master;
         let mut stream = m
             .ask(|caller| {
@@ -144,10 +150,14 @@ impl FileSystem {
                 async move { files.list(request).await }
             })
             .await?;
+        let mut denied = Vec::new();
         while let Some(message) = stream.message().await.map_err(|s| forebay_proto::convert::from_status(&s))? {
+            for folder in message.denied {
+                denied.push(AbsPath::parse(&folder)?);
+            }
             each(message.entries)?;
         }
-        Ok(())
+        Ok(denied)
     }
 
     /// Makes a folder.

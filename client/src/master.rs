@@ -16,6 +16,8 @@ use tonic::{Response, Status};
 /// Changes one client may have under way: fewer than the replies that the master remembers of it.
 const CHANGES_MAX: usize = 48;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
+/// A call that is tried again for longer than this says so.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const MESSAGE_MAX_BYTES: usize = 64 << 20;
@@ -44,6 +46,10 @@ fn own_user() -> String {
 impl Master {
     /// Connects when first used. Errors: an address that is none.
     pub fn new(config: &ClientConfig) -> Result<Master> {
+        let port = config.master.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        if !port.is_some_and(|(host, port)| !host.is_empty() && port > 0) {
+            return Err(err!(InvalidArgument, "client.master = {:?} is not host:port", config.master));
+        }
         let endpoint = Endpoint::from_shared(format!("http://{}", config.master))
             .map_err(|e| err!(InvalidArgument, "client.master = {:?} is not host:port: {e}", config.master))?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -129,11 +135,17 @@ impl Master {
         let deadline = Instant::now() + self.timeout;
         let mut backoff = BACKOFF_MIN;
         let mut sent = 0u32;
+        let (began, mut told) = (Instant::now(), false);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
+            let mut answered = false;
             let error = match tokio::time::timeout(left, call()).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => from_status(&status),
+                Ok(Err(status)) => {
+                    // Our masters put the error itself beside the status; one made on this side has nothing there.
+                    answered = !status.details().is_empty();
+                    from_status(&status)
+                }
                 Err(_) => err!(Timeout, "master {} did not answer within {} ms", self.address, self.timeout.as_millis()).with_retryable(false),
             };
             sent += 1;
@@ -144,9 +156,15 @@ impl Master {
             let again = error.is_retryable() && !matches!(error.kind(), ErrorKind::UnderStore | ErrorKind::Timeout | ErrorKind::NoSpace);
             if !again || Instant::now() + backoff >= deadline {
                 return Err(match error.kind() {
-                    ErrorKind::Unavailable => error.context(format!("master {} (is it running? FOREBAY_MASTER or --master names it)", self.address)),
+                    ErrorKind::Unavailable if !answered => {
+                        error.context(format!("master {} (is it running? FOREBAY_MASTER or --master names it)", self.address))
+                    }
                     _ => error,
                 });
+            }
+            if !told && began.elapsed() > TOLD_AFTER {
+                told = true;
+                tracing::warn!(target: "forebay::waiting", "master {}: {}; tried again for up to {} s", self.address, error, left.as_secs());
             }
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);

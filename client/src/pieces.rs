@@ -44,7 +44,7 @@ impl<'a> Pieces<'a> {
                 let _ = self.reader.make_present(block, range.clone(), range.clone()).await;
             }
             if self.reader.held(block).is_some() {
-                self.reader.fill_ahead(self.position, (range.end - range.start) as usize).await;
+                self.reader.fill_ahead(self.position, (range.end - range.start) as usize, self.end).await;
                 return self.directly((range.end - range.start) as usize).await;
             }
             self.asked_to = self.asked_to.max(self.position);
@@ -88,19 +88,20 @@ impl<'a> Pieces<'a> {
         while self.asked_to < self.end && self.asked_to - self.position < window {
             let length = REQUEST_BYTES.min(self.end - self.asked_to) as usize;
             let (block, range) = self.reader.within_block(self.asked_to, length);
-            let Some(request) = self.ask(block, range.clone()).await else { return };
+            let beyond = self.end - self.asked_to - (range.end - range.start);
+            let Some(request) = self.ask(block, range.clone(), beyond).await else { return };
             self.ahead.push_back(request);
             self.asked_to += range.end - range.start;
         }
     }
 
-    /// Asks the best source without waiting. `None`: read in the ordinary way.
-    async fn ask(&self, block: usize, rest: Range<u64>) -> Option<Ahead> {
+    /// Asks the best source without waiting; of the file, `beyond` bytes more will be read. `None`: read in the ordinary way.
+    async fn ask(&self, block: usize, rest: Range<u64>, beyond: u64) -> Option<Ahead> {
         let located = self.reader.located();
         let info = located.blocks.get(block)?;
         let (address, token) = located.workers.get(&info.locations.first()?.worker_id)?;
         let (connection, source) = self.reader.stream_connection(address).await.ok()?;
-        let readahead = self.reader.inner.config.readahead.as_u64();
+        let readahead = self.reader.inner.config.readahead.as_u64().min(beyond);
         let answers = request_range(&connection, token, info.id, rest.clone(), readahead).await.ok()?;
         Some(Ahead { rest, answers, source })
     }

@@ -134,7 +134,7 @@ impl FileReader {
             return Ok(Bytes::new());
         }
         let (_, range) = self.within_block(position, PIECE_BYTES);
-        self.fill_ahead(position, (range.end - range.start) as usize).await;
+        self.fill_ahead(position, (range.end - range.start) as usize, u64::MAX).await;
         let bytes = self.slice(position, (range.end - range.start) as usize).await?;
         self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position += bytes.len() as u64;
         Ok(bytes)
@@ -143,7 +143,7 @@ impl FileReader {
     /// Reads on from where the last `read` ended; 0 at the end of the file.
     pub async fn read(&self, out: &mut [u8]) -> Result<usize> {
         let position = self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position;
-        self.fill_ahead(position, out.len()).await;
+        self.fill_ahead(position, out.len(), u64::MAX).await;
         let read = self.read_at(position, out).await?;
         self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position += read as u64;
         Ok(read)
@@ -267,15 +267,15 @@ impl FileReader {
         Ok(())
     }
 
-    /// Has the pages behind a sequential reader's position fetched before it comes to them.
-    pub(crate) async fn fill_ahead(&self, position: u64, length: usize) {
+    /// Has the pages behind a sequential reader's position fetched before it comes to them, up to where it will stop.
+    pub(crate) async fn fill_ahead(&self, position: u64, length: usize, end: u64) {
         let window = self.inner.config.readahead.as_u64();
         let (from, to) = {
             let mut sequential = self.sequential.lock().unwrap_or_else(|e| e.into_inner());
             let next = position + length as u64;
             let due = sequential.filled_to < next + window / 2;
             let from = sequential.filled_to.max(next);
-            let to = (next + window).min(self.status.length);
+            let to = (next + window).min(self.status.length).min(end);
             if !due || from >= to || window == 0 {
                 return;
             }

@@ -66,8 +66,11 @@ pub struct Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.process = None;
-        for name in ["mem.ro", "mem"] {
-            let path = self.dir.join(name);
+        let tiers = self.dir.parent().map(Path::to_owned).unwrap_or_default();
+        for path in [self.dir.join("mem.ro"), self.dir.join("mem")]
+            .into_iter()
+            .chain(["MEM", "SSD", "HDD"].iter().flat_map(|t| [tiers.join(format!("{t}.ro")), tiers.join(t)]))
+        {
             while nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
         }
     }

@@ -142,6 +142,8 @@ async fn through_the_commands() {
     assert!(["id", "offset", "length"].iter().all(|k| block[k].is_u64()) && block["locations"][0]["cached_bytes"] == 300_000, "{block}");
     let capacity = cluster.json(&["fsadmin", "report", "capacity"]);
     assert!(capacity["tiers"]["MEM"]["total_bytes"].is_u64() && capacity["workers"][0]["last_heartbeat_ms"].is_u64(), "{capacity}");
+    cluster.ok(&["fs", "touch", "/t1"]);
+    cluster.ok(&["fs", "touch", "/t2"]);
     for (arguments, code) in [
         (&["fs", "test", "-d", "/d"][..], 0),
         (&["fs", "test", "-f", "/d"], 1),
@@ -149,11 +151,20 @@ async fn through_the_commands() {
         (&["fs", "test", "-z", "/d/empty"], 0),
         (&["fs", "stat", "/none"], 1),
         (&["fs", "nonsense"], 2),
-        (&["fs", "cat", "relative"], 1),
+        (&["fs", "cat", "relative"], 2),
+        (&["fs", "test", "/d"], 2),
+        (&["fs", "test", "-e", "relative"], 2),
+        (&["fs", "chmod", "999", "/d"], 2),
+        (&["fs", "rm", "/t1", "/none", "/t2"], 1),
         (&["mount", "/mnt"], 1),
     ] {
         assert_eq!(cluster.run(arguments).status.code(), Some(code), "{arguments:?}");
     }
+    assert_eq!(cluster.run(&["fs", "test", "-e", "/t2"]).status.code(), Some(1), "rm goes on after one that failed");
+    assert_eq!(cluster.json(&["fs", "mkdir", "/j"]), serde_json::json!({ "ok": true }));
+    let failed: serde_json::Value = serde_json::from_slice(&cluster.run(&["fs", "ls", "/none", "--json"]).stdout).unwrap();
+    assert_eq!(failed["error"]["kind"], "NotFound");
+    cluster.ok(&["fs", "rm", "-R", "/j"]);
     cluster.ok(&["fs", "touch", "/t"]);
     cluster.ok(&["fs", "touch", "/t"]);
     cluster.ok(&["fs", "rm", "-R", "/d", "/copy", "/t"]);
@@ -182,6 +193,14 @@ async fn permissions() {
     assert_eq!(nobody.delete(&p("/secret"), false).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
     assert_eq!(nobody.mount(&p("/m"), "file:///tmp", false, Default::default()).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
     assert!(FileSystem::connect(&as_user("")).await.is_ok());
+    // What may not be read is never left out without a word.
+    root.mkdir(&p("/open/closed"), true, false).await.unwrap();
+    root.set_attributes(&p("/open/closed"), mode(0o700)).await.unwrap();
+    assert_eq!(nobody.list(&p("/open"), true).await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert_eq!(nobody.list_each(&p("/open"), true, |_| Ok(())).await.unwrap(), [p("/open/closed")]);
+    assert_eq!(root.list(&p("/open"), true).await.unwrap().len(), 1);
+    let refused = nobody.touch(&p("/open/new"), &CreateOptions::default()).await.unwrap_err();
+    assert!(refused.message().contains("on /open,"), "{refused}");
 }
 
 /// (S-5) A written-through file is in the under store, whole, when its writer is told so; deletions and renames follow

@@ -84,6 +84,9 @@ async fn a_small_read_of_a_large_cold_object_fetches_a_page() {
     let network = cluster.network_client().await.open(&p("/s3/huge")).await.unwrap();
     network.read_at((300 << 20) + 12_345, &mut out).await.unwrap();
     assert_eq!(settled(&cluster).await, 2 << 20);
+    // Through the commands: what is not asked for is not fetched, ahead neither.
+    assert_eq!(cluster.run(&["fs", "cat", "/s3/huge", "--offset", "104857600", "--length", "10"]).stdout, [0; 10]);
+    assert_eq!(settled(&cluster).await, 3 << 20);
     // Many at once for one page: one fetch.
     let file = Arc::new(file);
     let readers = (0..32).map(|i| {
@@ -93,7 +96,7 @@ async fn a_small_read_of_a_large_cold_object_fetches_a_page() {
     for reader in readers.collect::<Vec<_>>() {
         reader.await.unwrap().unwrap();
     }
-    assert_eq!(settled(&cluster).await, 3 << 20);
+    assert_eq!(settled(&cluster).await, 4 << 20);
 }
 
 /// (S-12) An object that is overwritten while it is cached and being read: no reader sees bytes of two versions, and the

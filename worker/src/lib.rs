@@ -6,6 +6,7 @@
 mod core;
 mod master;
 mod report;
+mod scrub;
 mod server;
 mod session;
 pub mod store;

@@ -4,7 +4,6 @@
 //! keys, the mounts with their credentials, and blocks to drop. A report that did not arrive is sent again.
 
 use crate::core::Core;
-use crate::store::BlockStore;
 use crate::{ufs_read, write};
 use forebay_common::limits::REPORT_BATCH_BLOCKS;
 use forebay_common::token::TokenKey;
@@ -133,7 +132,7 @@ impl Heartbeat {
                 cluster_secret: master.secret(),
                 address: Some(self.address.clone()),
                 incarnation: self.incarnation,
-                tiers: vec![self.core.store.usage()],
+                tiers: self.core.store.usage(),
                 counters: counters(),
             };
             let answer = client.register(request).await.map_err(|s| master.failed(&s))?.into_inner();
@@ -152,7 +151,7 @@ impl Heartbeat {
                 Ok(())
             }
             Err(status) => {
-                self.core.store.put_changed_back(changed.into_iter().map(|(id, _)| id));
+                self.core.store.put_changed_back(changed.into_iter().map(|(id, ..)| id));
                 // The lost answer may have carried deletions: what no file has is reported, and ordered deleted again.
                 self.core.store.note_all_changed();
                 self.core.reporter.changed_files.lock().unwrap_or_else(|e| e.into_inner()).extend(changed_files);
@@ -161,15 +160,15 @@ impl Heartbeat {
         }
     }
 
-    fn request(&self, changed: &[(BlockId, u64)], changed_files: Vec<ChangedFile>) -> HeartbeatRequest {
+    fn request(&self, changed: &[(BlockId, u64, &'static str)], changed_files: Vec<ChangedFile>) -> HeartbeatRequest {
         HeartbeatRequest {
             cluster_secret: self.core.master.secret(),
             worker_id: self.core.id.get(),
             incarnation: self.incarnation,
-            tiers: vec![self.core.store.usage()],
+            tiers: self.core.store.usage(),
             changed: changed
                 .iter()
-                .map(|(id, cached_bytes)| ReportedBlock { block_id: id.get(), cached_bytes: *cached_bytes, tier: "MEM".into() })
+                .map(|(id, cached_bytes, tier)| ReportedBlock { block_id: id.get(), cached_bytes: *cached_bytes, tier: (*tier).into() })
                 .collect(),
             counters: counters(),
             now_ms: clock::now_ms(),
@@ -181,6 +180,10 @@ impl Heartbeat {
     fn take(&self, answer: HeartbeatResponse) {
         self.core.keys.set(answer.keys.into_iter().map(|k| TokenKey { id: k.id, secret: k.secret.to_vec() }).collect());
         self.core.mounts.set(answer.mounts.into_iter().map(|m| (MountId(m.mount_id), m.uri, m.options.into_iter().collect())).collect());
+        // In this order: of two orders about one block, letting go came later only if it was asked for later, and then pinning is
+        // not asked for again.
+        answer.pin_blocks.iter().for_each(|block| self.core.store.set_pinned(BlockId(*block), true));
+        answer.unpin_blocks.iter().for_each(|block| self.core.store.set_pinned(BlockId(*block), false));
         for block in answer.delete_blocks {
             self.core.store.remove(BlockId(block));
         }
@@ -196,19 +199,4 @@ fn counters() -> Vec<NamedValue> {
         counter("BlocksEvicted", crate::store::EVICTED.get()),
         counter("BlocksQuarantined", crate::store::QUARANTINED.get()),
     ]
-}
-
-/// Verifies blocks of an earlier start in the background, dropping bad ones.
-pub async fn verify_adopted(store: Arc<BlockStore>, shutdown: CancellationToken) {
-    for block in store.all() {
-        if shutdown.is_cancelled() {
-            return;
-        }
-        let id = block.header.block;
-        let verified = tokio::task::spawn_blocking(move || block.verify_all()).await;
-        if let Ok(Err(e)) = verified {
-            tracing::error!(error = %e, "a block of an earlier start is damaged");
-            store.quarantine(id);
-        }
-    }
 }

@@ -2,9 +2,10 @@
 
 use crate::core::{Core, Mounts};
 use crate::master::Master;
-use crate::report::{self, Heartbeat, Reporter};
+use crate::report::{Heartbeat, Reporter};
+use crate::scrub;
 use crate::session::{self, Socket};
-use crate::store::{BlockStore, Tier, blocks_allowed};
+use crate::store::BlockStore;
 use crate::ufs_read::Fetcher;
 use crate::web;
 use forebay_common::config::Config;
@@ -34,7 +35,7 @@ pub struct WorkerHandle {
     pub web_addr: SocketAddr,
     /// The Unix socket.
     pub socket_path: PathBuf,
-    /// The MEM tier's folder.
+    /// The first folder of the first tier.
     pub mem_dir: PathBuf,
     registered: watch::Receiver<bool>,
     tasks: Vec<JoinHandle<()>>,
@@ -68,13 +69,11 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
     let tcp = bind(&worker.bind, worker.data_port, "worker.data_port").await?;
     let web = bind(&worker.bind, worker.web_port, "worker.web_port").await?;
     let (data_addr, web_addr) = (tcp.local_addr().map_err(at("socket"))?, web.local_addr().map_err(at("socket"))?);
-    let tier = Tier::prepare(&worker)?;
-    let mem_dir = worker.mem_dir.clone();
+    let mem_dir = worker.tiers()[0].dirs[0].path.clone();
     let reporter = Reporter::default();
-    tier.warnings().iter().for_each(|w| reporter.warn(w.clone()));
-    let blocks_max = if worker.blocks_max > 0 { worker.blocks_max } else { blocks_allowed(worker.sessions_max) };
-    let store =
-        Arc::new(tokio::task::spawn_blocking(move || BlockStore::open(tier, blocks_max)).await.map_err(|e| err!(Internal, "worker start: {e}"))??);
+    let options = worker.clone();
+    let store = tokio::task::spawn_blocking(move || BlockStore::open(&options)).await.map_err(|e| err!(Internal, "worker start: {e}"))??;
+    store.warnings().into_iter().for_each(|w| reporter.warn(w));
     let socket_path = worker.socket_dir.join(format!("worker-{:016x}.sock", id.get()));
     let unix = bind_unix(&socket_path)?;
     let address = WorkerAddress {
@@ -90,7 +89,7 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
         host_id: address.host_id.clone(),
         fetcher: Fetcher::new(worker.fetch_concurrency),
         config: worker,
-        store: store.clone(),
+        store,
         master: Master::new(&config.client.master, config.security.cluster_secret()?)?,
         keys: KeyRing::default(),
         mounts: Mounts::default(),
@@ -100,9 +99,9 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
     let (registered_sender, registered) = watch::channel(false);
     let tasks = vec![
         tokio::spawn(accept_tcp(core.clone(), tcp, shutdown.clone())),
-        tokio::spawn(accept_unix(core, unix, shutdown.clone())),
+        tokio::spawn(accept_unix(core.clone(), unix, shutdown.clone())),
         tokio::spawn(heartbeat.run(registered_sender, shutdown.clone())),
-        tokio::spawn(report::verify_adopted(store, shutdown.clone())),
+        tokio::spawn(scrub::run(core, shutdown.clone())),
         tokio::spawn(web::serve(web, shutdown)),
     ];
     tracing::info!(worker = %id, %data_addr, socket = %socket_path.display(), "worker is up");

@@ -64,8 +64,13 @@ impl Tally {
 }
 
 /// Local files below a path, with their names relative to it; folders before what is in them.
-fn walk_local(top: &Path) -> Result<Vec<(PathBuf, bool, u64)>> {
+///
+/// Links are followed. What is neither file nor folder (a pipe, a device) is named in the second list and left out, unless it is
+/// `top` itself: then it is read to its end.
+#[allow(clippy::type_complexity, reason = "used once")]
+fn walk_local(top: &Path) -> Result<(Vec<(PathBuf, bool, u64)>, Vec<PathBuf>)> {
     let meta = std::fs::metadata(top).map_err(at(top.display()))?;
+    let mut left_out = Vec::new();
     let mut out = vec![(PathBuf::new(), meta.is_dir(), meta.len())];
     let mut folders = if meta.is_dir() { vec![PathBuf::new()] } else { Vec::new() };
     while let Some(folder) = folders.pop() {
@@ -78,10 +83,12 @@ fn walk_local(top: &Path) -> Result<Vec<(PathBuf, bool, u64)>> {
             }
             if meta.is_dir() || meta.is_file() {
                 out.push((relative, meta.is_dir(), meta.len()));
+            } else {
+                left_out.push(entry.path());
             }
         }
     }
-    Ok(out)
+    Ok((out, left_out))
 }
 
 fn join_relative(base: &AbsPath, relative: &Path) -> Result<AbsPath> {
@@ -89,7 +96,7 @@ fn join_relative(base: &AbsPath, relative: &Path) -> Result<AbsPath> {
 }
 
 pub async fn put(fs: &FileSystem, source: &Path, target: &AbsPath, options: &CreateOptions, output: Output) -> Result<()> {
-    let all = walk_local(source)?;
+    let (all, left_out) = walk_local(source)?;
     let name = source.file_name().map(|n| n.as_bytes().to_vec());
     let target = match (fs.get_status(target).await, name) {
         (Ok(status), Some(name)) if status.folder => target.join(&name)?,
@@ -107,7 +114,11 @@ pub async fn put(fs: &FileSystem, source: &Path, target: &AbsPath, options: &Cre
         tally.files += 1;
     }
     bar.finish_and_clear();
-    tally.show("put", output)
+    tally.show("put", output)?;
+    for path in &left_out {
+        eprintln!("forebay: {} is neither a file nor a folder and was left out", path.display());
+    }
+    if left_out.is_empty() { Ok(()) } else { Err(err!(Unsupported, "{} were left out", left_out.len())) }
 }
 
 async fn put_one(fs: &FileSystem, source: &Path, target: &AbsPath, options: &CreateOptions, bar: &ProgressBar) -> Result<u64> {
@@ -188,6 +199,9 @@ async fn get_one(fs: &FileSystem, source: &AbsPath, target: &Path, force: bool, 
 pub async fn cp(fs: &FileSystem, source: &AbsPath, target: &AbsPath, force: bool, output: Output) -> Result<()> {
     let status = fs.get_status(source).await?;
     let target = super::into_folder(fs, source, target.clone()).await?;
+    if target == *source {
+        return Err(err!(InvalidArgument, "{source} and {target} are the same"));
+    }
     if target.starts_with(source) && status.folder {
         return Err(err!(InvalidArgument, "{source} cannot be copied below itself"));
     }

@@ -49,27 +49,50 @@ async fn dispatch(fs: &FileSystem, command: FsCommand, output: Output) -> Result
         FsCommand::Mv { source, target, force } => {
             let (source, target) = (path(&source)?, into_folder(fs, &path(&source)?, path(&target)?).await?);
             fs.rename(&source, &target, force).await?;
+            done(output)?;
         }
         FsCommand::Rm { paths, recursive } => {
-            for p in paths {
-                fs.delete(&path(&p)?, recursive).await?;
+            let paths = paths.iter().map(|p| path(p)).collect::<Result<Vec<_>>>()?;
+            let mut failed = 0;
+            for p in &paths {
+                // The others are not left because of one.
+                if let Err(e) = fs.delete(p, recursive).await {
+                    if paths.len() == 1 {
+                        return Err(e);
+                    }
+                    eprintln!("forebay: {e}");
+                    failed += 1;
+                }
             }
+            if failed > 0 {
+                return Err(err!(Unavailable, "{failed} of {} were not deleted", paths.len()));
+            }
+            done(output)?;
         }
         FsCommand::Mkdir { paths, parents } => {
             for p in paths {
                 fs.mkdir(&path(&p)?, parents, parents).await?;
             }
+            done(output)?;
         }
-        FsCommand::Touch { path: p } => touch(fs, &path(&p)?).await?,
+        FsCommand::Touch { path: p } => {
+            touch(fs, &path(&p)?).await?;
+            done(output)?;
+        }
         FsCommand::Test { path: p, exists, directory, file, size, zero } => return test(fs, &path(&p)?, [exists, directory, file, size, zero]).await,
         FsCommand::Chmod { mode, path: p } => {
             let bits = u32::from_str_radix(&mode, 8).map_err(|_| err!(InvalidArgument, "mode {mode:?} is not an octal number like 0644"))?;
             fs.set_attributes(&path(&p)?, SetAttributesRequest { mode: Some(bits), ..Default::default() }).await?;
+            done(output)?;
         }
         FsCommand::Chown { owner, path: p } => {
             let (owner, group) = owner.split_once(':').map_or((owner.as_str(), None), |(o, g)| (o, Some(g.to_owned())));
             let owner = (!owner.is_empty()).then(|| owner.to_owned());
+            if owner.is_none() && group.as_ref().is_none_or(String::is_empty) {
+                return Err(err!(InvalidArgument, "chown needs OWNER, OWNER:GROUP or :GROUP"));
+            }
             fs.set_attributes(&path(&p)?, SetAttributesRequest { owner, group, ..Default::default() }).await?;
+            done(output)?;
         }
         FsCommand::Mount { path: None, .. } => mounts(fs, output).await?,
         FsCommand::Mount { path: Some(p), uri: Some(uri), read_only, options } => {
@@ -79,17 +102,46 @@ async fn dispatch(fs: &FileSystem, command: FsCommand, output: Output) -> Result
         FsCommand::Mount { path: Some(p), uri: None, .. } => {
             return Err(err!(InvalidArgument, "what is to be mounted on {p}? write: forebay fs mount {p} s3://BUCKET/PREFIX"));
         }
-        FsCommand::Unmount { path: p } => fs.unmount(&path(&p)?).await?,
+        FsCommand::Unmount { path: p } => {
+            fs.unmount(&path(&p)?).await?;
+            done(output)?;
+        }
+        FsCommand::Pin { path: p } => pin(fs, &path(&p)?, true, output).await?,
+        FsCommand::Unpin { path: p } => pin(fs, &path(&p)?, false, output).await?,
         FsCommand::Free { path: p } => {
             let freed = fs.free(&path(&p)?).await?;
             let mut text = format!("{} cached blocks of {} files are dropped", freed.blocks, freed.files);
             if freed.refused > 0 {
                 text += &format!("; {} files and folders were left alone, for lack of permission", freed.refused);
             }
-            output.show(&json!({ "files": freed.files, "blocks": freed.blocks, "refused": freed.refused }), || output::line(&text))?;
+            if freed.kept > 0 {
+                text += &format!("; {} files were kept: they are pinned, or in no under store", freed.kept);
+            }
+            let json = json!({ "files": freed.files, "blocks": freed.blocks, "refused": freed.refused, "kept": freed.kept });
+            output.show(&json, || output::line(&text))?;
+            if freed.refused > 0 {
+                return Ok(ExitCode::FAILURE);
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Pins files, or lets them go.
+async fn pin(fs: &FileSystem, path: &AbsPath, pinned: bool, output: Output) -> Result<()> {
+    let mut files = 0;
+    for entry in fs.list(path, true).await?.into_iter().filter(|e| !e.folder && e.pinned != pinned) {
+        let request = SetAttributesRequest { pinned: Some(pinned), ..Default::default() };
+        fs.set_attributes(&AbsPath::parse(&entry.path)?, request).await?;
+        files += 1;
+    }
+    let text = format!("{files} files {}", if pinned { "pinned" } else { "let go" });
+    output.show(&json!({ "files": files }), || output::line(&text))
+}
+
+/// A change that has nothing to tell but that it is done.
+fn done(output: Output) -> Result<()> {
+    if output.json { output::line(&json!({ "ok": true }).to_string()) } else { Ok(()) }
 }
 
 fn parse_options(raw: &[String]) -> Result<BTreeMap<String, String>> {
@@ -123,7 +175,11 @@ async fn test(fs: &FileSystem, path: &AbsPath, [exists, directory, file, size, z
     let status = match fs.get_status(path).await {
         Ok(status) => status,
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(ExitCode::FAILURE),
-        Err(e) => return Err(e),
+        // Not "no", but "not known".
+        Err(e) => {
+            eprintln!("forebay: {e}");
+            return Ok(ExitCode::from(2));
+        }
     };
     let filled = if status.folder { size && !fs.list(path, false).await?.is_empty() } else { status.length > 0 };
     let holds = (!directory || status.folder) && (!file || !status.folder) && (!size || filled) && (!zero || (!status.folder && status.length == 0));

@@ -11,6 +11,26 @@ fn path_text(status: &FileStatus) -> String {
     String::from_utf8_lossy(&status.path).into_owned()
 }
 
+/// Everything below a path that may be read, and the folders that may not.
+async fn list(fs: &FileSystem, path: &AbsPath, recursive: bool) -> Result<(Vec<FileStatus>, Vec<AbsPath>)> {
+    let mut entries = Vec::new();
+    let denied = fs
+        .list_each(path, recursive, |batch| {
+            entries.extend(batch);
+            Ok(())
+        })
+        .await?;
+    Ok((entries, denied))
+}
+
+/// Says what is missing in what was shown. Errors: `PermissionDenied` when anything is.
+fn complete(denied: &[AbsPath]) -> Result<()> {
+    for folder in denied {
+        eprintln!("forebay: {folder} may not be read: what is below it is not shown");
+    }
+    if denied.is_empty() { Ok(()) } else { Err(err!(PermissionDenied, "{} folders are missing in this", denied.len())) }
+}
+
 fn mode_text(status: &FileStatus) -> String {
     let letter = |bit: u32, c: char| if status.mode & bit != 0 { c } else { '-' };
     let kind = if status.folder { 'd' } else { '-' };
@@ -27,7 +47,7 @@ fn status_json(s: &FileStatus) -> Value {
 }
 
 pub async fn ls(fs: &FileSystem, path: &AbsPath, recursive: bool, output: Output) -> Result<()> {
-    let entries = fs.list(path, recursive).await?;
+    let (entries, denied) = list(fs, path, recursive).await?;
     output.show(&entries.iter().map(status_json).collect(), || {
         output::table(
             &[],
@@ -41,10 +61,11 @@ pub async fn ls(fs: &FileSystem, path: &AbsPath, recursive: bool, output: Output
                     (false, true, true) => "PERSISTED",
                     (false, true, false) => "CACHE_ONLY",
                 };
-                vec![mode_text(s), s.owner.clone(), s.group.clone(), size, state.to_owned(), time(s.modified_ms), path_text(s)]
+                vec![mode_text(s), s.owner.clone(), s.group.clone(), size, state.to_owned(), time(s.modified_ms), output::printable(&path_text(s))]
             }),
         )
-    })
+    })?;
+    complete(&denied)
 }
 
 fn blocks_json(blocks: &[BlockInfo], workers: &[WorkerAddress]) -> Value {
@@ -99,7 +120,7 @@ pub async fn location(fs: &FileSystem, path: &AbsPath, output: Output) -> Result
 }
 
 pub async fn du(fs: &FileSystem, path: &AbsPath, summary: bool, output: Output) -> Result<()> {
-    let entries = fs.list(path, true).await?;
+    let (entries, denied) = list(fs, path, true).await?;
     let (mut total, mut cached, mut files) = (0, 0, Vec::new());
     for entry in entries.iter().filter(|e| !e.folder) {
         let path = AbsPath::parse(&entry.path)?;
@@ -108,18 +129,21 @@ pub async fn du(fs: &FileSystem, path: &AbsPath, summary: bool, output: Output) 
         cached += status.cached_bytes;
         files.push((path, status));
     }
-    let sum = json!({ "path": path.to_string(), "bytes": total, "cached_bytes": cached });
+    let sum = json!({ "path": path.to_string(), "bytes": total, "cached_bytes": cached, "incomplete": !denied.is_empty() });
     let each: Vec<Value> = files.iter().map(|(p, s)| json!({ "path": p.to_string(), "bytes": s.length, "cached_bytes": s.cached_bytes })).collect();
     let json = if summary { sum } else { json!({ "total": sum, "files": each }) };
     output.show(&json, || {
-        let row = |size: u64, cached: u64, path: String| vec![bytes(size), format!("{} ({}%)", bytes(cached), percent(cached, size)), path];
+        let row = |size: u64, cached: u64, path: String| {
+            vec![bytes(size), format!("{} ({}%)", bytes(cached), percent(cached, size)), output::printable(&path)]
+        };
         let mut rows: Vec<Vec<String>> = Vec::new();
         if !summary {
             rows.extend(files.iter().map(|(p, s)| row(s.length, s.cached_bytes, p.to_string())));
         }
         rows.push(row(total, cached, path.to_string()));
         output::table(&["SIZE", "CACHED", "PATH"], &[0, 1], rows)
-    })
+    })?;
+    complete(&denied)
 }
 
 pub async fn df(fs: &FileSystem, output: Output) -> Result<()> {
@@ -136,22 +160,24 @@ pub async fn df(fs: &FileSystem, output: Output) -> Result<()> {
 
 pub async fn count(fs: &FileSystem, path: &AbsPath, output: Output) -> Result<()> {
     let (mut folders, mut files, mut size) = (0u64, 0u64, 0u64);
-    fs.list_each(path, true, |batch| {
-        for e in batch {
-            if e.folder {
-                folders += 1
-            } else {
-                files += 1
+    let denied = fs
+        .list_each(path, true, |batch| {
+            for e in batch {
+                if e.folder {
+                    folders += 1
+                } else {
+                    files += 1
+                }
+                size += e.length;
             }
-            size += e.length;
-        }
-        Ok(())
-    })
-    .await?;
+            Ok(())
+        })
+        .await?;
     if fs.get_status(path).await?.folder {
         folders += 1;
     }
     output.show(&json!({ "folders": folders, "files": files, "bytes": size }), || {
         output::table(&["FOLDERS", "FILES", "BYTES"], &[0, 1, 2], [vec![folders.to_string(), files.to_string(), size.to_string()]])
-    })
+    })?;
+    complete(&denied)
 }

@@ -1,4 +1,5 @@
-//! `LocalBlock`: a block granted by a worker of this machine: two mappings, and after that no call per read.
+//! `LocalBlock`: a block granted by a worker of this machine, and after that no call per read. Of a block in memory both files
+//! are mapped; one on a disk is read with `pread`, so that a disk's error is an error and not a signal.
 //!
 //! Invariants: nothing is read where the page map's bit is clear; a chunk is compared with its CRC the first time this
 //! grant touches it; the descriptors are read-only and so are the mappings. An evicted block stays intact for as long as
@@ -7,25 +8,33 @@
 use super::connection::Connection;
 use bytes::Bytes;
 use forebay_common::block_header::{FIXED_BYTES, Header};
+use forebay_common::error::at;
 use forebay_common::limits::CHUNK_SIZE_BYTES;
 use forebay_common::{BlockId, Error, Result, checksum, err};
 use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 
 /// A granted block.
 pub struct LocalBlock {
     header: Header,
     descriptor: OwnedFd,
-    data: Mmap,
-    head: Mmap,
+    files: Files,
     verified: Vec<AtomicU64>,
     full: std::sync::atomic::AtomicBool,
     grant_id: u64,
     connection: Arc<Connection>,
+}
+
+enum Files {
+    /// In memory: data and header.
+    Mapped { data: Mmap, head: Mmap },
+    /// On a disk: both files, and the header as it was read last.
+    Disk { data: File, head: File, known: RwLock<Vec<u8>> },
 }
 
 struct Slice {
@@ -35,53 +44,91 @@ struct Slice {
 
 impl AsRef<[u8]> for Slice {
     fn as_ref(&self) -> &[u8] {
-        &self.block.data[self.range.clone()]
+        match &self.block.files {
+            Files::Mapped { data, .. } => &data[self.range.clone()],
+            Files::Disk { .. } => &[],
+        }
     }
 }
 
 /// SAFETY invariants of the mapping: the worker never truncates a block file and never rewrites a page whose bit is set;
-/// only such pages are read. The tier is tmpfs, where a present page cannot fail to be read.
+/// only such pages are read. Only blocks of a MEM tier are mapped: tmpfs, where a present page cannot fail to be read.
 #[allow(unsafe_code, reason = "a mapping of a file is unsafe by nature; the invariants are above")]
-fn map(fd: OwnedFd, length: usize) -> Result<Mmap> {
-    let file = File::from(fd);
+fn map(file: &File, length: usize) -> Result<Mmap> {
     let held = file.metadata().map_err(|e| Error::io("granted descriptor", &e))?.len();
     if held < length as u64 {
         return Err(err!(Corrupt, "a granted file of {held} bytes should have {length}"));
     }
     // SAFETY: see the list above this function.
-    unsafe { MmapOptions::new().len(length).map(&file) }.map_err(|e| Error::io("mapping a granted block", &e))
+    unsafe { MmapOptions::new().len(length).map(file) }.map_err(|e| Error::io("mapping a granted block", &e))
 }
 
 impl LocalBlock {
     /// Takes a grant. Errors: `Corrupt` when the files are not those of this block; `Unsupported` when they cannot be mapped.
-    pub fn new(block: BlockId, length: u64, grant_id: u64, [data, head]: [OwnedFd; 2], connection: Arc<Connection>) -> Result<LocalBlock> {
-        let fixed = map(head.try_clone().map_err(|e| Error::io("granted descriptor", &e))?, FIXED_BYTES)?;
+    pub fn new(
+        block: BlockId,
+        length: u64,
+        tier: &str,
+        grant_id: u64,
+        [data, head]: [OwnedFd; 2],
+        connection: Arc<Connection>,
+    ) -> Result<LocalBlock> {
+        let descriptor = data.try_clone().map_err(|e| Error::io("granted descriptor", &e))?;
+        let (data, head) = (File::from(data), File::from(head));
+        let mut fixed = [0; FIXED_BYTES];
+        head.read_exact_at(&mut fixed, 0).map_err(at("reading a granted header"))?;
         let header = Header::decode(&fixed)?;
         if header.block != block || header.length_bytes != length {
             return Err(err!(Corrupt, "block {} of {} bytes was granted instead of block {block} of {length}", header.block, header.length_bytes));
         }
-        let head = map(head, header.file_bytes())?;
-        let descriptor = data.try_clone().map_err(|e| Error::io("granted descriptor", &e))?;
-        let data = map(data, usize::try_from(length).map_err(|_| err!(Unsupported, "block of {length} bytes"))?)?;
+        let length = usize::try_from(length).map_err(|_| err!(Unsupported, "block of {length} bytes"))?;
+        let files = if tier == "MEM" {
+            Files::Mapped { head: map(&head, header.file_bytes())?, data: map(&data, length)? }
+        } else {
+            let mut known = vec![0; header.file_bytes()];
+            head.read_exact_at(&mut known, 0).map_err(at("reading a granted header"))?;
+            Files::Disk { data, head, known: RwLock::new(known) }
+        };
         let verified = (0..header.chunks().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(LocalBlock { header, descriptor, data, head, verified, full: false.into(), grant_id, connection })
+        Ok(LocalBlock { header, descriptor, files, verified, full: false.into(), grant_id, connection })
     }
 
     #[allow(unsafe_code, reason = "a word of a mapping that another process sets bits in is read as an atomic")]
     fn map_word(&self, word: usize) -> u64 {
         let offset = FIXED_BYTES + word * 8;
-        assert!(offset + 8 <= self.head.len());
-        // SAFETY: in bounds (asserted); 8-aligned, for a mapping is page-aligned and 64 is a multiple of 8; the other
-        // process writes these bytes with `pwrite`, setting bits only, and reading them as an atomic is no data race.
-        let atomic = unsafe { &*self.head.as_ptr().add(offset).cast::<AtomicU64>() };
-        u64::from_le(atomic.load(Ordering::Acquire))
+        match &self.files {
+            Files::Mapped { head, .. } => {
+                assert!(offset + 8 <= head.len());
+                // SAFETY: in bounds (asserted); 8-aligned, for a mapping is page-aligned and 64 is a multiple of 8; the other
+                // process writes these bytes with `pwrite`, setting bits only, and reading them as an atomic is no data race.
+                let atomic = unsafe { &*head.as_ptr().add(offset).cast::<AtomicU64>() };
+                u64::from_le(atomic.load(Ordering::Acquire))
+            }
+            Files::Disk { known, .. } => {
+                let known = known.read().unwrap_or_else(|e| e.into_inner());
+                known[offset..].first_chunk().map_or(0, |raw| u64::from_le_bytes(*raw))
+            }
+        }
     }
 
     fn stored_crc(&self, chunk: usize) -> u32 {
         let at = self.header.crc_offset(chunk);
-        let mut raw = [0; 4];
-        raw.copy_from_slice(&self.head[at..at + 4]);
-        u32::from_le_bytes(raw)
+        let read = |raw: &[u8]| raw[at..].first_chunk().map_or(0, |raw| u32::from_le_bytes(*raw));
+        match &self.files {
+            Files::Mapped { head, .. } => read(head),
+            Files::Disk { known, .. } => read(&known.read().unwrap_or_else(|e| e.into_inner())),
+        }
+    }
+
+    /// Reads the header of a block on a disk again, for pages that have come since: the CRCs after the bits, as they are
+    /// written before them.
+    fn refresh(&self) {
+        let Files::Disk { head, known, .. } = &self.files else { return };
+        let mut raw = vec![0; self.header.file_bytes()];
+        let (bits, crcs) = raw.split_at_mut(self.header.crc_offset(0));
+        if head.read_exact_at(bits, 0).and_then(|()| head.read_exact_at(crcs, self.header.crc_offset(0) as u64)).is_ok() {
+            *known.write().unwrap_or_else(|e| e.into_inner()) = raw;
+        }
     }
 
     /// The first part of a range that is not here, in whole pages; `None` when all of it is.
@@ -91,6 +138,9 @@ impl LocalBlock {
         }
         let size = self.header.page_size_bytes;
         let pages = range.start / size..range.end.div_ceil(size);
+        if matches!(self.files, Files::Disk { .. }) && !pages.clone().all(|page| self.map_word(page as usize / 64) & 1 << (page % 64) != 0) {
+            self.refresh();
+        }
         let has = |page: u64| self.map_word(page as usize / 64) & 1 << (page % 64) != 0;
         let Some(first) = pages.clone().find(|p| !has(*p)) else {
             if (0..self.header.pages() as u64).all(has) {
@@ -116,7 +166,14 @@ impl LocalBlock {
             return Ok(());
         }
         let (offset, length) = self.header.chunk_span(chunk);
-        let found = checksum::crc32c(&self.data[offset as usize..offset as usize + length]);
+        let found = match &self.files {
+            Files::Mapped { data, .. } => checksum::crc32c(&data[offset as usize..offset as usize + length]),
+            Files::Disk { data, .. } => {
+                let mut raw = vec![0; length];
+                data.read_exact_at(&mut raw, offset).map_err(at("reading a granted block"))?;
+                checksum::crc32c(&raw)
+            }
+        };
         if found != self.stored_crc(chunk) {
             return Err(err!(Corrupt, "block {} chunk {chunk}: checksum {found:08x} instead of {:08x}", self.header.block, self.stored_crc(chunk)));
         }
@@ -139,22 +196,37 @@ impl LocalBlock {
             }
             let take = stop.min(end) - at;
             let (now, later) = rest.split_at_mut(take);
-            now.copy_from_slice(&self.data[at..at + take]);
+            self.copy(at, now)?;
             at += take;
             rest = later;
         }
         Ok(())
     }
 
+    fn copy(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        match &self.files {
+            Files::Mapped { data, .. } => {
+                out.copy_from_slice(&data[offset..offset + out.len()]);
+                Ok(())
+            }
+            Files::Disk { data, .. } => data.read_exact_at(out, offset as u64).map_err(at("reading a granted block")),
+        }
+    }
+
     fn is_verified(&self, chunk: usize) -> bool {
         self.verified[chunk / 64].load(Ordering::Relaxed) & 1 << (chunk % 64) != 0
     }
 
-    /// Present bytes without a copy; they stay valid whatever happens to the block.
+    /// Present bytes, out of memory without a copy; they stay valid whatever happens to the block.
     pub fn slice(self: &Arc<Self>, offset: u64, length: usize) -> Result<Bytes> {
         self.verify(offset..offset + length as u64)?;
+        if matches!(self.files, Files::Disk { .. }) {
+            let mut out = vec![0; length];
+            self.copy(offset as usize, &mut out)?;
+            return Ok(out.into());
+        }
         let range = offset as usize..offset as usize + length;
-        assert!(range.end <= self.data.len());
+        assert!(range.end as u64 <= self.header.length_bytes);
         Ok(Bytes::from_owner(Slice { block: self.clone(), range }))
     }
 

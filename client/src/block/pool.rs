@@ -199,7 +199,7 @@ impl Pool {
             connection.close_later(granted.grant_id);
             return Err(err!(Unsupported, "the descriptors did not arrive: a sandbox drops them"));
         };
-        let made = LocalBlock::new(block, length, granted.grant_id, descriptors, connection.clone());
+        let made = LocalBlock::new(block, length, &granted.tier, granted.grant_id, descriptors, connection.clone());
         let local = Arc::new(made.inspect_err(|_| connection.close_later(granted.grant_id))?);
         let mut held = lock(&self.granted);
         if held.blocks.insert(block, local.clone()).is_none() {

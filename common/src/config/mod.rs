@@ -7,12 +7,14 @@ mod client;
 mod master;
 mod mount;
 mod security;
+mod tier;
 mod worker;
 
 pub use client::ClientConfig;
 pub use master::MasterConfig;
 pub use mount::{MountConfig, OptionValue, REDACTED, is_secret_option};
 pub use security::SecurityConfig;
+pub use tier::{AllocatePolicy, EvictPolicy, Medium, TierConfig, TierDir};
 pub use worker::{MemMount, WorkerConfig};
 
 use crate::{Result, err};
@@ -54,6 +56,7 @@ pub struct Loaded {
     /// The values.
     pub config: Config,
     figment: Figment,
+    flags: Vec<String>,
 }
 
 /// Loads: defaults, then `file` (or the first of the usual places that exists), then the environment, then `flags`.
@@ -74,14 +77,30 @@ pub fn load(file: Option<&Path>, flags: &[(&str, serde_json::Value)]) -> Result<
     let env = Env::prefixed("FOREBAY_").filter(|k| k.as_str().contains("__")).split("__");
     figment = figment.merge(env);
     if let Ok(master) = std::env::var("FOREBAY_MASTER") {
-        figment = figment.merge(("client.master", master));
+        figment = figment.merge(Serialized::default("client.master", master));
     }
+    check_environment(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
     for (key, value) in flags {
         figment = figment.merge(Serialized::default(key, value));
     }
     let config: Config = figment.extract().map_err(|e| err!(InvalidArgument, "configuration: {e}"))?;
     config.check()?;
-    Ok(Loaded { config, figment })
+    Ok(Loaded { config, figment, flags: flags.iter().map(|(key, _)| (*key).to_owned()).collect() })
+}
+
+/// A variable that misses an underscore would be taken for somebody else's, and its command run as somebody else.
+/// Errors: `InvalidArgument` naming it and the right one.
+fn check_environment(names: impl Iterator<Item = String>) -> Result<()> {
+    let known = serde_json::to_value(Config::default()).map_err(|e| err!(Internal, "configuration: {e}"))?;
+    for name in names.filter(|n| !n.contains("__")) {
+        let Some((section, key)) = name.strip_prefix("FOREBAY_").and_then(|rest| rest.split_once('_')) else { continue };
+        let (section, key) = (section.to_lowercase(), key.to_lowercase());
+        if known[&section].get(&key).is_some() {
+            let right = format!("FOREBAY_{}__{}", section.to_uppercase(), key.to_uppercase());
+            return Err(err!(InvalidArgument, "environment variable {name} is not read: did you mean {right} (two underscores)?"));
+        }
+    }
+    Ok(())
 }
 
 fn usual_places() -> Vec<PathBuf> {
@@ -112,6 +131,14 @@ impl Loaded {
         Ok(out)
     }
 
+    fn set_by(&self, key: &str) -> String {
+        if self.flags.iter().any(|flag| key == flag || key.starts_with(&format!("{flag}."))) {
+            "flag".into()
+        } else {
+            "environment FOREBAY_MASTER".into()
+        }
+    }
+
     fn walk(&self, key: &str, value: &serde_json::Value, out: &mut Vec<Shown>) {
         match value {
             serde_json::Value::Object(map) if !map.is_empty() => {
@@ -124,7 +151,7 @@ impl Loaded {
                 let source = self.figment.find_metadata(key).map_or("default".to_owned(), |m| match &m.source {
                     Some(figment::Source::File(path)) => path.display().to_string(),
                     _ if m.name.contains("environment") => format!("environment FOREBAY_{}", key.to_uppercase().replace('.', "__")),
-                    _ if m.provide_location.is_some() && !m.name.contains("Config") => "flag or FOREBAY_MASTER".to_owned(),
+                    _ if m.provide_location.is_some() && !m.name.contains("Config") => self.set_by(key),
                     _ => "default".to_owned(),
                 });
                 out.push(Shown { key: key.to_owned(), value: value.clone(), source });
@@ -179,5 +206,20 @@ mod tests {
         let e = load(None, &[("master.bind", "0.0.0.0".into())]).unwrap_err();
         assert!(e.message().contains("security.allow_insecure_bind"), "{e}");
         assert!(load(None, &[("master.bind", "0.0.0.0".into()), ("security.allow_insecure_bind", true.into())]).is_ok());
+    }
+
+    /// A flag wins over the environment; a variable that misses an underscore is refused.
+    #[test]
+    fn flags_are_on_top() {
+        // Other tests of this process do not look at this variable.
+        let merged = Figment::from(Serialized::defaults(Config::default()))
+            .merge(Serialized::default("client.master", "from-environment:1"))
+            .merge(Serialized::default("client.master", "from-flag:1"));
+        assert_eq!(merged.extract::<Config>().unwrap().client.master, "from-flag:1");
+        let check = |name: &str| check_environment([name.to_owned()].into_iter());
+        assert!(check("FOREBAY_CLIENT_USER").unwrap_err().message().contains("FOREBAY_CLIENT__USER"));
+        for fine in ["FOREBAY_CLIENT__USER", "FOREBAY_MASTER", "FOREBAY_MASTER_PORT", "FOREBAY_MASTER_SERVICE_HOST", "FOREBAY_CACHE", "HOME"] {
+            check(fine).unwrap();
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Section `[worker]`.
 
+use super::tier::{AllocatePolicy, EvictPolicy, Medium, TierConfig, TierDir};
 use crate::{Result, err};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,11 @@ pub enum MemMount {
     Never,
 }
 
+/// Tiers of one worker.
+const TIERS_MAX: usize = 3;
+/// Folders of one tier.
+const TIER_DIRS_MAX: usize = 64;
+
 /// The worker's settings.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -33,15 +39,33 @@ pub struct WorkerConfig {
     pub web_port: u16,
     /// Folder of the Unix sockets; the worker's own is `worker-<id>.sock` in it.
     pub socket_dir: PathBuf,
-    /// Folder of the MEM tier.
+    /// Folder of the MEM tier; used where `tiers` is empty.
     pub mem_dir: PathBuf,
-    /// Bytes the MEM tier may use.
+    /// Bytes the MEM tier may use; used where `tiers` is empty.
     pub mem_quota: ByteSize,
-    /// Whether to mount a tmpfs with huge pages on `mem_dir`.
+    /// Whether to mount a tmpfs with huge pages on folders of a MEM tier.
     pub mem_mount: MemMount,
+    /// The tiers, fastest first. Empty: one MEM tier of `mem_dir` and `mem_quota`.
+    pub tiers: Vec<TierConfig>,
+    /// Which block leaves a full folder.
+    pub evict_policy: EvictPolicy,
+    /// Which folder of a tier takes a new block.
+    pub allocate_policy: AllocatePolicy,
+    /// Eviction of a folder begins when this much of its quota is used, percent.
+    pub watermark_high_percent: u64,
+    /// And ends when no more than this is used, percent.
+    pub watermark_low_percent: u64,
+    /// Uses of a block in a lower tier, within `promote_window_ms`, after which it is moved up. 0: never.
+    pub promote_after: u32,
+    /// See `promote_after`.
+    pub promote_window_ms: u64,
     /// Blocks kept open at once: each takes two descriptors and a mapping. The one used longest ago is evicted above it.
     /// 0: as many as the limits of the process allow.
     pub blocks_max: usize,
+    /// Bytes per second that the scrubber reads.
+    pub scrub_rate: ByteSize,
+    /// Between two rounds of the scrubber.
+    pub scrub_interval_ms: u64,
     /// Heartbeats to the master; changes of blocks are reported sooner.
     pub heartbeat_interval_ms: u64,
     /// Largest single read of an under store.
@@ -69,7 +93,16 @@ impl Default for WorkerConfig {
             socket_dir: super::client::default_socket_dir(),
             mem_quota: ByteSize::gib(1),
             mem_mount: MemMount::Auto,
+            tiers: Vec::new(),
+            evict_policy: EvictPolicy::S3Fifo,
+            allocate_policy: AllocatePolicy::MostFree,
+            watermark_high_percent: 95,
+            watermark_low_percent: 90,
+            promote_after: 2,
+            promote_window_ms: 60_000,
             blocks_max: 0,
+            scrub_rate: ByteSize::mib(256),
+            scrub_interval_ms: 24 * 3_600_000,
             heartbeat_interval_ms: 1_000,
             fetch_range: ByteSize::mib(4),
             fetch_concurrency: 16,
@@ -82,13 +115,46 @@ impl Default for WorkerConfig {
 
 impl WorkerConfig {
     pub(super) fn check(&self) -> Result<()> {
-        if self.mem_quota.as_u64() < 4 << 20 {
-            return Err(err!(InvalidArgument, "worker.mem_quota = {}: must be at least 4 MiB", self.mem_quota));
+        let tiers = self.tiers();
+        for (i, tier) in tiers.iter().enumerate() {
+            if tier.dirs.is_empty() || i >= TIERS_MAX || tier.dirs.len() > TIER_DIRS_MAX {
+                return Err(err!(InvalidArgument, "worker.tiers: at most {TIERS_MAX} tiers, each with 1 to {TIER_DIRS_MAX} folders"));
+            }
+            if tiers[..i].iter().any(|above| above.medium >= tier.medium) {
+                return Err(err!(InvalidArgument, "worker.tiers: each medium once, in the order MEM, SSD, HDD"));
+            }
+            for dir in &tier.dirs {
+                if dir.quota.as_u64() < 4 << 20 {
+                    return Err(err!(
+                        InvalidArgument,
+                        "the quota of {} tier {} is {}: must be at least 4 MiB",
+                        tier.medium.name(),
+                        dir.path.display(),
+                        dir.quota
+                    ));
+                }
+                let same = tiers.iter().flat_map(|t| &t.dirs).filter(|d| d.path == dir.path).count();
+                if same > 1 {
+                    return Err(err!(InvalidArgument, "worker.tiers: {} is named {same} times", dir.path.display()));
+                }
+            }
+        }
+        if !(1..=100).contains(&self.watermark_high_percent) || self.watermark_low_percent > self.watermark_high_percent {
+            return Err(err!(InvalidArgument, "worker.watermark_low_percent must be at most watermark_high_percent, and that 1 to 100"));
         }
         if self.fetch_concurrency == 0 || self.sessions_max == 0 || self.fetch_range.as_u64() == 0 {
             return Err(err!(InvalidArgument, "worker.fetch_concurrency, fetch_range and sessions_max must be at least 1"));
         }
         Ok(())
+    }
+
+    /// The tiers, fastest first.
+    pub fn tiers(&self) -> Vec<TierConfig> {
+        if !self.tiers.is_empty() {
+            return self.tiers.clone();
+        }
+        let dir = TierDir { path: self.mem_dir.clone(), quota: self.mem_quota, reserve: ByteSize::b(0) };
+        vec![TierConfig { medium: Medium::Mem, dirs: vec![dir] }]
     }
 
     /// The host that others reach this worker by.

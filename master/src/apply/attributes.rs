@@ -9,6 +9,10 @@ pub fn set(c: &mut Context<'_, '_>, op: &SetAttributes) -> Result<()> {
     let (path, walk) = c.walk(&op.path)?;
     let found = walk.found(&path)?.clone();
     check_owner(&c.who, &found.inode, &path)?;
+    // What is pinned, and for how long it stays, is the cache's own affair.
+    if op.mode.is_some() || op.owner.is_some() || op.group.is_some() || op.modified_ms.is_some() {
+        c.check_writable(&walk, &path)?;
+    }
     let mut inode = found.inode;
     if let Some(mode) = op.mode {
         if mode > 0o7777 {
@@ -32,6 +36,13 @@ pub fn set(c: &mut Context<'_, '_>, op: &SetAttributes) -> Result<()> {
         inode.modified_ms = ms;
     }
     if let Some(pinned) = op.pinned {
+        if inode.folder {
+            return Err(err!(IsADirectory, "{path} is a folder: the files in it are pinned one by one"));
+        }
+        if pinned != inode.pinned {
+            let total = c.counters.pinned_files;
+            c.counters.pinned_files = if pinned { total + 1 } else { total.saturating_sub(1) };
+        }
         inode.pinned = pinned;
     }
     c.update(found.parent, &found.name, &inode);

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::{block, replies};
-use crate::namespace::{self, EXECUTE, Found, WRITE, Walk};
+use crate::namespace::{self, Found, Walk};
 use crate::store::{Cf, Reader, dentry_key, id_key};
 use forebay_common::{AbsPath, ErrorKind, InodeId, Result, err};
 use forebay_proto::journal::{Delete, FinishPending};
@@ -22,7 +22,7 @@ pub fn delete(c: &mut Context<'_, '_>, op: &Delete) -> Result<()> {
     }
     c.check_writable(&walk, &path)?;
     let above = &walk.chain[walk.chain.len() - 2];
-    namespace::check(&c.who, &above.inode, WRITE | EXECUTE, &path)?;
+    namespace::check_folder_of(&c.who, &above.inode, &path)?;
     check_nothing_open(c, &found, &path)?;
     if found.inode.folder {
         check_no_mount_below(c, &path)?;
@@ -92,6 +92,9 @@ pub fn remove_entry(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], mut i
     block::free_all(c, &mut inode);
     if inode.lease_id > 0 {
         c.txn.delete_id(Cf::Lease, inode.lease_id);
+    }
+    if inode.pinned {
+        c.counters.pinned_files = c.counters.pinned_files.saturating_sub(1);
     }
     c.txn.delete(Cf::Dentry, &dentry_key(parent, name));
     c.txn.delete_id(Cf::Link, inode.id);

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::{block, delete, folder};
-use crate::namespace::{self, EXECUTE, WRITE, block_ids, blocks_for};
+use crate::namespace::{self, WRITE, block_ids, blocks_for};
 use crate::store::{Cf, Reader, id_key};
 use forebay_common::limits::{BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX, BLOCKS_PER_FILE_MAX};
 use forebay_common::{InodeId, Result, err};
@@ -37,7 +37,7 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
         if walk.missing.len() > 1 && !op.recursive {
             return Err(err!(NotFound, "the folder of {path} does not exist: make it first, or ask for missing folders to be made"));
         }
-        namespace::check(&c.who, &walk.deepest().inode, WRITE | EXECUTE, &path)?;
+        namespace::check_folder_of(&c.who, &walk.deepest().inode, &path)?;
         folder::make_missing(c, &walk, walk.missing.len() - 1, op.to_ufs)?
     };
     c.check_no_tombstone(parent.id(), &name, &path)?;

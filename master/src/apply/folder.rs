@@ -1,7 +1,7 @@
 //! Folders.
 
 use super::context::Context;
-use crate::namespace::{self, EXECUTE, Found, WRITE, Walk};
+use crate::namespace::{self, Found, Walk};
 use crate::store::Reader;
 use forebay_common::{InodeId, Result, err};
 use forebay_proto::journal::Mkdir;
@@ -20,7 +20,7 @@ pub fn mkdir(c: &mut Context<'_, '_>, op: &Mkdir) -> Result<()> {
     if walk.missing.len() > 1 && !op.recursive {
         return Err(err!(NotFound, "the folder above {path} does not exist: make it first, or use -p"));
     }
-    namespace::check(&c.who, &walk.deepest().inode, WRITE | EXECUTE, &path)?;
+    namespace::check_folder_of(&c.who, &walk.deepest().inode, &path)?;
     let persisted = walk.mount.is_some();
     let made = make_missing(c, &walk, walk.missing.len(), persisted)?;
     if persisted {

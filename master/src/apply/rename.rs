@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::delete::{add_pending, check_no_mount_below, check_nothing_open, mount_of, remove_entry};
-use crate::namespace::{self, EXECUTE, WRITE};
+use crate::namespace;
 use crate::store::{Cf, Reader, dentry_key, id_key};
 use forebay_common::{Result, err};
 use forebay_proto::journal::Rename;
@@ -40,8 +40,8 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
     if !below.inode.folder {
         return Err(err!(NotADirectory, "the folder of {target} is a file"));
     }
-    namespace::check(&c.who, &above.inode, WRITE | EXECUTE, &source)?;
-    namespace::check(&c.who, &below.inode, WRITE | EXECUTE, &target)?;
+    namespace::check_folder_of(&c.who, &above.inode, &source)?;
+    namespace::check_folder_of(&c.who, &below.inode, &target)?;
     // What was in the store under the target's name stays there when a file of the cache alone takes the name.
     let mut shadows = false;
     if to.is_complete() {

@@ -3,7 +3,7 @@
 mod permission;
 mod resolve;
 
-pub use permission::{EXECUTE, READ, WRITE, Who, check, check_owner, check_traverse};
+pub use permission::{EXECUTE, READ, WRITE, Who, check, check_folder_of, check_owner, check_traverse};
 pub use resolve::{Found, Walk, walk};
 
 use forebay_common::BlockId;

@@ -35,7 +35,15 @@ pub fn check(who: &Who, inode: &Inode, wanted: u32, path: &AbsPath) -> Result<()
         return Ok(());
     }
     let letters: String = [(READ, 'r'), (WRITE, 'w'), (EXECUTE, 'x')].iter().filter(|(bit, _)| wanted & bit != 0).map(|(_, c)| *c).collect();
-    Err(err!(PermissionDenied, "user {} needs {letters} on {path}, which is {}:{} {:04o}", who.user, inode.owner, inode.group, inode.mode))
+    let nobody = |name: &str| if name.is_empty() { "(nobody)".to_owned() } else { name.to_owned() };
+    let (owner, group) = (nobody(&inode.owner), nobody(&inode.group));
+    Err(err!(PermissionDenied, "user {} needs {letters} on {path}, which is {owner}:{group} {:04o}", who.user, inode.mode))
+}
+
+/// Whether `who` may make, remove or rename names in the folder of `child`.
+pub fn check_folder_of(who: &Who, folder: &Inode, child: &AbsPath) -> Result<()> {
+    let of = child.parent().unwrap_or_else(AbsPath::root);
+    check(who, folder, WRITE | EXECUTE, &of).map_err(|e| e.context(format!("{child} cannot be made, moved or removed")))
 }
 
 /// Whether `who` may pass through every folder above the last name.
@@ -44,7 +52,7 @@ pub fn check_traverse(who: &Who, walk: &Walk, path: &AbsPath) -> Result<()> {
         return Ok(());
     }
     let folders = walk.chain.len().saturating_sub(usize::from(walk.is_complete()));
-    walk.chain[..folders].iter().try_for_each(|found| check(who, &found.inode, EXECUTE, path))
+    walk.chain[..folders].iter().try_for_each(|found| check(who, &found.inode, EXECUTE, path).map_err(|e| e.context("a folder above it")))
 }
 
 /// Errors: `PermissionDenied` unless `who` owns the inode.

@@ -71,7 +71,7 @@ impl Service {
         let (sender, receiver) = mpsc::channel(LIST_QUEUE);
         if !found.inode.folder {
             let status = encode::status(&path, &found.inode, resolved.mount.as_deref(), &resolved.walk.ufs_key(&path));
-            let _ = sender.try_send(Ok(ListResponse { entries: vec![status] }));
+            let _ = sender.try_send(Ok(ListResponse { entries: vec![status], ..ListResponse::default() }));
             return Ok(receiver);
         }
         namespace::check(&who, &found.inode, READ, &path)?;
@@ -218,7 +218,7 @@ impl Service {
         let exists = resolved.walk.is_complete();
         if let (false, Some(mount)) = (exists, &resolved.mount) {
             // The store first: an entry never is without its folder. What apply will check is checked before.
-            namespace::check(&who, &resolved.walk.deepest().inode, namespace::WRITE | namespace::EXECUTE, &path)?;
+            namespace::check_folder_of(&who, &resolved.walk.deepest().inode, &path)?;
             if mount.read_only {
                 return Err(err!(ReadOnly, "{path} lies in the read-only mount {}", mount.path));
             }
@@ -282,7 +282,13 @@ impl Service {
             pinned: request.pinned,
         };
         let reply = self.0.change(request.caller.as_ref(), Op::SetAttributes(op)).await?;
-        let (_, _, status) = self.status_by_id(reply.file_id)?;
+        let (_, inode, status) = self.status_by_id(reply.file_id)?;
+        if let Some(pinned) = request.pinned {
+            let soft = &self.0.soft;
+            for id in namespace::block_ids(&inode) {
+                soft.blocks.holders(id).iter().for_each(|holder| soft.workers.queue_pin(holder.worker, id, pinned));
+            }
+        }
         Ok(GetStatusResponse { status: Some(status), ..GetStatusResponse::default() })
     }
 
@@ -327,6 +333,7 @@ impl Service {
     /// Has workers drop what an under store holds as well and nobody pinned.
     fn free_file(&self, inode: &Inode, out: &mut FreeResponse, ordered: &mut u64) {
         if !inode.persisted || !inode.completed || inode.pinned {
+            out.kept += 1;
             return;
         }
         out.files += 1;
@@ -362,6 +369,10 @@ async fn send_listing(core: Arc<Core>, who: Who, top: AbsPath, recursive: bool, 
         if path != top {
             let resolved = core.syncer.resolve(&core, &who, &path).await?;
             if namespace::check(&who, &resolved.found(&path)?.inode, READ, &path).is_err() {
+                let denied = ListResponse { denied: vec![raw(&path)], ..ListResponse::default() };
+                if sender.send(Ok(denied)).await.is_err() {
+                    break;
+                }
                 continue;
             }
             core.syncer.sync_folder(&core, &path, &resolved).await?;
@@ -376,7 +387,7 @@ async fn send_listing(core: Arc<Core>, who: Who, top: AbsPath, recursive: bool, 
             for entry in batch.iter().filter(|e| e.folder && recursive) {
                 subfolders.push(AbsPath::parse(&entry.path)?);
             }
-            if sender.send(Ok(ListResponse { entries: batch })).await.is_err() || whole {
+            if sender.send(Ok(ListResponse { entries: batch, ..ListResponse::default() })).await.is_err() || whole {
                 break;
             }
         }

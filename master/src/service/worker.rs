@@ -4,6 +4,7 @@ use crate::block::tier_name;
 use crate::core::Core;
 use crate::mount::MountOptions;
 use crate::store::Reader;
+use crate::worker::Orders;
 use forebay_common::{BlockId, InodeId, Result, WorkerId, clock, counter, err};
 use forebay_proto::convert::to_status;
 use forebay_proto::journal::{RenewLease, command::Op};
@@ -25,7 +26,7 @@ impl Service {
         Err(err!(Unauthenticated, "this worker does not know the cluster's secret: give it the same security.cluster_secret_file"))
     }
 
-    fn answer(&self, register_again: bool, delete_blocks: Vec<u64>) -> Result<HeartbeatResponse> {
+    fn answer(&self, register_again: bool, orders: Orders) -> Result<HeartbeatResponse> {
         let core = &self.0;
         let mut mounts = Vec::new();
         for mount in core.store.view().mounts()? {
@@ -33,35 +34,55 @@ impl Service {
             mounts.push(MountCredentials { mount_id: mount.id, uri: mount.uri, read_only: mount.read_only, options: ufs.into_iter().collect() });
         }
         let keys = core.keys.all().into_iter().map(|k| KeyInfo { id: k.id, secret: k.secret.into() }).collect();
-        Ok(HeartbeatResponse { register_again, keys, mounts, mounts_version: 0, delete_blocks, now_ms: clock::now_ms() })
+        let (pin, unpin): (Vec<_>, Vec<_>) = orders.pins.into_iter().partition(|(_, pinned)| *pinned);
+        let ids = |pins: Vec<(u64, bool)>| pins.into_iter().map(|(id, _)| id).collect();
+        Ok(HeartbeatResponse {
+            register_again,
+            keys,
+            mounts,
+            mounts_version: 0,
+            delete_blocks: orders.deletes,
+            now_ms: clock::now_ms(),
+            pin_blocks: ids(pin),
+            unpin_blocks: ids(unpin),
+        })
     }
 
     fn take(&self, request: &HeartbeatRequest) -> Result<HeartbeatResponse> {
         self.admit(&request.cluster_secret)?;
         let core = &self.0;
         let worker = WorkerId(request.worker_id);
-        let Some((mut deletes, increments)) = core.soft.workers.heartbeat(request) else {
-            return self.answer(true, Vec::new());
+        let Some(mut orders) = core.soft.workers.heartbeat(request) else {
+            return self.answer(true, Orders::default());
         };
-        for counter in increments {
+        for counter in std::mem::take(&mut orders.increments) {
             core.metrics.add(&counter.name, counter.value);
         }
         let view = core.store.view();
+        let any_pinned = view.counters()?.pinned_files > 0;
         for block in &request.changed {
             let id = BlockId(block.block_id);
-            if block.cached_bytes > 0 && view.block_owner(id)?.is_none() {
+            let owner = if block.cached_bytes > 0 { view.block_owner(id)? } else { None };
+            if block.cached_bytes > 0 && owner.is_none() {
                 UNKNOWN.inc();
-                deletes.push(id.get());
+                orders.deletes.push(id.get());
                 core.soft.blocks.report(worker, id, 0, "MEM");
             } else {
                 core.soft.blocks.report(worker, id, block.cached_bytes, tier_name(&block.tier));
+                // A worker that was started again, or fetches a block for the first time, has not heard of it.
+                if any_pinned
+                    && let Some(owner) = owner
+                    && view.inode(owner)?.is_some_and(|(_, inode)| inode.pinned)
+                {
+                    orders.pins.push((id.get(), true));
+                }
             }
         }
         for file in &request.changed_files {
             tracing::info!(file = file.file_id, "a worker met another version in the under store");
             core.syncer.invalidate(InodeId(file.file_id));
         }
-        self.answer(false, deletes)
+        self.answer(false, orders)
     }
 
     /// Sees to it that a lease holds for half its time at least; one that is that young costs no journal entry.
@@ -92,7 +113,7 @@ impl WorkerMaster for Service {
         tracing::info!(worker = %id, host = address.host, port = address.data_port, "worker registered");
         self.0.soft.blocks.remove_worker(id);
         self.0.soft.workers.register(&request, address);
-        self.answer(false, Vec::new()).map(Response::new).map_err(|e| to_status(&e))
+        self.answer(false, Orders::default()).map(Response::new).map_err(|e| to_status(&e))
     }
 
     async fn hold_lease(&self, request: Request<HoldLeaseRequest>) -> Result<Response<HoldLeaseResponse>, Status> {

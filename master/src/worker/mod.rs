@@ -4,4 +4,4 @@ mod keys;
 mod registry;
 
 pub use keys::TokenKeys;
-pub use registry::{Registry, WorkerView, fetch_order};
+pub use registry::{Orders, Registry, WorkerView, fetch_order};

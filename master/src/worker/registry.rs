@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
-/// Deletions sent with one heartbeat.
+/// Deletions, and pins, sent with one heartbeat.
 const DELETES_PER_HEARTBEAT: usize = 10_000;
 
 struct Worker {
@@ -19,6 +19,7 @@ struct Worker {
     skew_ms: i64,
     warnings: Vec<String>,
     deletes: VecDeque<u64>,
+    pins: VecDeque<(u64, bool)>,
     counters: HashMap<String, u64>,
     lost: bool,
 }
@@ -32,6 +33,17 @@ pub struct WorkerView {
     pub address: WorkerAddress,
     /// Free bytes over its tiers; evictable bytes count as used here.
     pub free_bytes: u64,
+}
+
+/// What a heartbeat is answered with, and what it told.
+#[derive(Default)]
+pub struct Orders {
+    /// Blocks to drop.
+    pub deletes: Vec<u64>,
+    /// Blocks to pin, or to let go.
+    pub pins: Vec<(u64, bool)>,
+    /// What the worker's counters have grown by.
+    pub increments: Vec<NamedValue>,
 }
 
 #[derive(Default)]
@@ -53,14 +65,15 @@ impl Registry {
             skew_ms: 0,
             warnings: Vec::new(),
             deletes: VecDeque::new(),
+            pins: VecDeque::new(),
             counters,
             lost: false,
         };
         self.workers.write().unwrap_or_else(|e| e.into_inner()).insert(id, worker);
     }
 
-    /// Takes a heartbeat. `None`: unknown or lost, register again. Else what to delete, and the increments of its counters.
-    pub fn heartbeat(&self, request: &HeartbeatRequest) -> Option<(Vec<u64>, Vec<NamedValue>)> {
+    /// Takes a heartbeat. `None`: unknown or lost, register again.
+    pub fn heartbeat(&self, request: &HeartbeatRequest) -> Option<Orders> {
         let mut workers = self.workers.write().unwrap_or_else(|e| e.into_inner());
         let worker = workers.get_mut(&WorkerId(request.worker_id))?;
         if worker.lost || worker.incarnation != request.incarnation {
@@ -79,7 +92,15 @@ impl Registry {
             }
         }
         let count = worker.deletes.len().min(DELETES_PER_HEARTBEAT);
-        Some((worker.deletes.drain(..count).collect(), increments))
+        let pins = worker.pins.len().min(DELETES_PER_HEARTBEAT);
+        Some(Orders { deletes: worker.deletes.drain(..count).collect(), pins: worker.pins.drain(..pins).collect(), increments })
+    }
+
+    /// Has a worker keep a block whatever happens, or let it go.
+    pub fn queue_pin(&self, worker: WorkerId, block: BlockId, pinned: bool) {
+        if let Some(worker) = self.workers.write().unwrap_or_else(|e| e.into_inner()).get_mut(&worker) {
+            worker.pins.push_back((block.get(), pinned));
+        }
     }
 
     /// Has a worker drop a block.

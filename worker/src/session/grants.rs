@@ -1,14 +1,16 @@
 //! The grants of one session, bounded in number and in bytes.
 
+use crate::store::Block;
 use forebay_common::limits::SESSION_GRANTS_MAX;
 use forebay_common::{BlockId, Result, counter, err, gauge};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 gauge!(HELD, "forebay_worker_grants_held", "grants that sessions hold");
 counter!(LIMITED, "forebay_worker_grants_limited_total", "grants refused because a session held too many; its reads are streamed");
 
 pub struct Grants {
-    held: HashMap<u64, (BlockId, u64)>,
+    held: HashMap<u64, (Arc<Block>, u64)>,
     next: u64,
     pinned_bytes: u64,
     pinned_max_bytes: u64,
@@ -20,7 +22,8 @@ impl Grants {
     }
 
     /// Errors: `LimitExceeded`; the client streams then.
-    pub fn add(&mut self, block: BlockId, bytes: u64) -> Result<u64> {
+    pub fn add(&mut self, block: &Arc<Block>) -> Result<u64> {
+        let bytes = block.header.length_bytes;
         if self.held.len() >= SESSION_GRANTS_MAX || self.pinned_bytes + bytes > self.pinned_max_bytes {
             LIMITED.inc();
             return Err(err!(
@@ -33,29 +36,32 @@ impl Grants {
         let id = self.next;
         self.next += 1;
         self.pinned_bytes += bytes;
-        self.held.insert(id, (block, bytes));
+        block.granted();
+        self.held.insert(id, (block.clone(), bytes));
         HELD.inc();
         Ok(id)
     }
 
     pub fn close(&mut self, id: u64) {
-        if let Some((_, bytes)) = self.held.remove(&id) {
+        if let Some((block, bytes)) = self.held.remove(&id) {
+            block.let_go();
             self.pinned_bytes -= bytes;
             HELD.dec();
         }
     }
 
     pub fn holds(&self, block: BlockId) -> bool {
-        self.held.values().any(|(b, _)| *b == block)
+        self.held.values().any(|(b, _)| b.header.block == block)
     }
 
-    pub fn blocks(&self) -> impl Iterator<Item = BlockId> + '_ {
-        self.held.values().map(|(b, _)| *b)
+    pub fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
+        self.held.values().map(|(b, _)| b)
     }
 }
 
 impl Drop for Grants {
     fn drop(&mut self) {
         HELD.sub(self.held.len() as i64);
+        self.held.values().for_each(|(block, _)| block.let_go());
     }
 }

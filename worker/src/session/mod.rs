@@ -10,7 +10,6 @@ mod read;
 mod writes;
 
 use crate::core::Core;
-use crate::store::MemPages;
 use bytes::Bytes;
 use forebay_common::limits::SESSION_REQUESTS_MAX;
 use forebay_common::token::{Claims, READ, WRITE};
@@ -102,7 +101,7 @@ async fn revoke_evicted(session: &Arc<Session>) {
             let grants = session.grants.lock().unwrap_or_else(|e| e.into_inner());
             match block {
                 Some(block) => grants.holds(block).then_some(block).into_iter().collect(),
-                None => grants.blocks().filter(|b| session.core.store.get(*b).is_none()).collect(),
+                None => grants.blocks().filter(|b| !session.core.store.is_current(b)).map(|b| b.header.block).collect(),
             }
         };
         for block in held {
@@ -189,8 +188,8 @@ impl Session {
             version: DATA_PROTOCOL_VERSION,
             worker_id: self.core.id.get(),
             host_id: self.core.host_id.clone(),
-            grants_read_only_mount: self.core.store.tier().grants_are_read_only(),
-            mem_huge_pages: self.core.store.tier().pages() == MemPages::Huge,
+            grants_read_only_mount: self.core.store.grants_are_read_only(),
+            mem_huge_pages: self.core.store.memory_is_huge(),
             grants: self.descriptors,
         }
     }
@@ -221,7 +220,7 @@ impl Session {
         let claims = self.verify(&open.token, READ).await?;
         let target = crate::ufs_read::Target::of(&claims, BlockId(open.block_id))?;
         let block = crate::ufs_read::block_of(&self.core, &target).ok_or_else(|| err!(NotFound, "block {} is not on this worker", open.block_id))?;
-        let grant_id = self.grants.lock().unwrap_or_else(|e| e.into_inner()).add(target.block, block.header.length_bytes)?;
+        let grant_id = self.grants.lock().unwrap_or_else(|e| e.into_inner()).add(&block.block)?;
         let opened = self.core.store.open_for_grant(&block);
         let (data, head) = match opened {
             Ok(fds) => fds,
@@ -231,7 +230,8 @@ impl Session {
             }
         };
         GRANTED.inc();
-        let granted = Granted { grant_id, length: block.header.length_bytes, tier: "MEM".into() };
+        self.core.store.counters_of(&block.block.dir).hits.inc();
+        let granted = Granted { grant_id, length: block.header.length_bytes, tier: block.block.dir.medium().name().into() };
         self.outbox.send_with_descriptors(id, Answer::Granted(granted), [data, head]).await;
         Ok(())
     }

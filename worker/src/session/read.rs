@@ -5,9 +5,10 @@ use crate::core::Core;
 use crate::store::BlockFile;
 use crate::ufs_read::{self, Target};
 use bytes::Bytes;
+use forebay_common::config::Medium;
 use forebay_common::limits::CHUNK_SIZE_BYTES;
 use forebay_common::token::Claims;
-use forebay_common::{BlockId, ErrorKind, Result, checksum, err};
+use forebay_common::{BlockId, Error, ErrorKind, Result, checksum, err};
 use forebay_proto::data_response::Op as Answer;
 use forebay_proto::{BadChunk, Fill, ReadBlock, ReadData};
 use std::ops::Range;
@@ -43,7 +44,7 @@ pub async fn fill(core: &Arc<Core>, claims: &Claims, fill: &Fill) -> Result<u64>
         let awaited = ufs_read::request(core, block.as_ref(), &target, pages(&target, offset, length))?;
         for (_, page) in awaited.into_iter().filter(|_| fill.wait) {
             if let Some(page) = page {
-                page.bytes().await?;
+                page.settled().await?;
             }
         }
     }
@@ -104,7 +105,14 @@ async fn stream_window(
             let next = (at / FRAME_BYTES + 1) * FRAME_BYTES;
             let stop = page_end.min(next);
             let (bytes, crcs) = match (&fetched, block) {
-                (None, Some(block)) => checked(core, block, at..stop)?,
+                (None, Some(block)) => {
+                    let counters = core.store.counters_of(&block.block.dir);
+                    if at == read.offset.max(page_offset) {
+                        counters.hits.inc();
+                    }
+                    counters.bytes_out.inc_by(stop - at);
+                    checked(core, block, at..stop)?
+                }
                 (Some(page), _) => {
                     let bytes = page.slice((at - page_offset) as usize..(stop - page_offset) as usize);
                     let crcs = piece_crcs(&bytes, at);
@@ -133,15 +141,21 @@ fn piece_crcs(bytes: &[u8], offset: u64) -> Vec<u32> {
 /// Bytes of present pages with the CRC of each piece: a whole chunk's is the stored one, which the receiver checks; a part
 /// of a chunk is served after the chunk was compared with its stored CRC.
 fn checked(core: &Core, block: &Arc<BlockFile>, range: Range<u64>) -> Result<(Bytes, Vec<u32>)> {
-    let bytes = block.slice(range.start, (range.end - range.start) as usize);
+    let disk = block.block.dir.medium() != Medium::Mem;
+    // A disk may take its time: others on this thread do not wait for it.
+    if disk { tokio::task::block_in_place(|| checked_now(core, block, range)) } else { checked_now(core, block, range) }
+}
+
+fn checked_now(core: &Core, block: &Arc<BlockFile>, range: Range<u64>) -> Result<(Bytes, Vec<u32>)> {
+    let failed = |e: &Error| core.store.note_read_error(block, e);
     let chunks = range.start as usize / CHUNK_SIZE_BYTES..(range.end as usize).div_ceil(CHUNK_SIZE_BYTES);
     let mut crcs = Vec::with_capacity(chunks.len());
+    for chunk in chunks.clone() {
+        block.verify_chunk(chunk).inspect_err(failed).map_err(retried)?;
+    }
+    let bytes = block.bytes(range.start, (range.end - range.start) as usize).inspect_err(failed).map_err(retried)?;
     for chunk in chunks {
         let (offset, length) = block.header.chunk_span(chunk);
-        if let Err(e) = block.verify_chunk(chunk) {
-            core.store.quarantine(block.header.block);
-            return Err(e);
-        }
         let whole = range.start <= offset && offset + length as u64 <= range.end;
         crcs.push(if whole {
             block.chunk_crc(chunk)
@@ -152,6 +166,11 @@ fn checked(core: &Core, block: &Arc<BlockFile>, range: Range<u64>) -> Result<(By
         });
     }
     Ok((bytes, crcs))
+}
+
+/// What a disk could not read may be elsewhere: the client looks there.
+fn retried(e: Error) -> Error {
+    if e.is_retryable() { e } else { err!(Unavailable, "{}", e.message()) }
 }
 
 /// A client met a wrong checksum: look ourselves, and drop the block if it is true.

@@ -4,8 +4,11 @@
 //! granting). Invariants: bytes → their CRCs → the bit; a set bit is never cleared and its page never written again;
 //! a chunk is served over the network only after it was compared with its CRC once since this process opened the block.
 
-use bytes::Bytes;
+use super::block::Block;
+use super::dir::Dir;
+use bytes::{Bytes, BytesMut};
 use forebay_common::block_header::{FIXED_BYTES, Header};
+use forebay_common::config::Medium;
 use forebay_common::error::at;
 use forebay_common::limits::CHUNK_SIZE_BYTES;
 use forebay_common::{Result, checksum, err};
@@ -26,16 +29,18 @@ pub fn paths(dir: &Path, block: forebay_common::BlockId) -> (PathBuf, PathBuf) {
 
 /// An open block.
 pub struct BlockFile {
+    /// What it is of.
+    pub block: Arc<Block>,
     /// The fixed part of its header.
     pub header: Header,
     data: File,
     head: File,
-    map: Arc<Mmap>,
+    /// In MEM tiers alone: elsewhere a disk's error would be a signal.
+    map: Option<Arc<Mmap>>,
     bits: Vec<AtomicU64>,
     crcs: Vec<AtomicU32>,
     verified: Vec<AtomicU64>,
     filling: Mutex<()>,
-    charged_bytes: AtomicU64,
 }
 
 /// A slice of a mapping that keeps it alive.
@@ -60,13 +65,16 @@ fn bit(words: &[AtomicU64], i: usize) -> bool {
 
 impl BlockFile {
     /// Makes both files of a new block, extended to their lengths; no page is present. Errors: `NoSpace`, `AlreadyExists`.
-    pub fn create(dir: &Path, header: Header) -> Result<BlockFile> {
+    pub fn create(dir: &Arc<Dir>, header: Header) -> Result<BlockFile> {
+        let block = Block::new(header.clone(), dir.clone());
+        let medium = dir.medium();
+        let dir = dir.path();
         let (data_path, head_path) = paths(dir, header.block);
         let shard = data_path.parent().unwrap_or(dir);
         std::fs::create_dir_all(shard).map_err(at(shard.display()))?;
         let open = |path: &Path| File::options().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(at(path.display()));
         let head = open(&head_path)?;
-        let made = open(&data_path).and_then(|data| Self::lay_out(&header, &data, &head).map(|map| (data, map)));
+        let made = open(&data_path).and_then(|data| Self::lay_out(&header, medium, &data, &head).map(|map| (data, map)));
         let (data, map) = match made {
             Ok(made) => made,
             Err(e) => {
@@ -80,7 +88,7 @@ impl BlockFile {
             verified: words(header.chunks()),
             crcs: (0..header.chunks()).map(|_| AtomicU32::new(0)).collect(),
             filling: Mutex::new(()),
-            charged_bytes: AtomicU64::new(0),
+            block,
             header,
             data,
             head,
@@ -88,19 +96,21 @@ impl BlockFile {
         })
     }
 
-    fn lay_out(header: &Header, data: &File, head: &File) -> Result<Arc<Mmap>> {
+    fn lay_out(header: &Header, medium: Medium, data: &File, head: &File) -> Result<Option<Arc<Mmap>>> {
         data.set_len(header.length_bytes).map_err(at("extending"))?;
         let head_bytes = header.file_bytes();
         nix::fcntl::fallocate(head, nix::fcntl::FallocateFlags::empty(), 0, head_bytes as i64)
             .map_err(|e| forebay_common::Error::io("allocating a header", &e.into()))?;
         head.write_all_at(&header.encode(), 0).map_err(at("writing a header"))?;
-        map_data(data, header.length_bytes)
+        map_data(medium, data, header.length_bytes)
     }
 
-    /// Opens the files of a block that an earlier process left. The bits and CRCs of the header are taken; nothing counts
-    /// as verified. Errors: `Corrupt`, `Unsupported`.
-    pub fn adopt(dir: &Path, block: forebay_common::BlockId) -> Result<BlockFile> {
-        let (data_path, head_path) = paths(dir, block);
+    /// Opens the files of a block that an earlier process left, or that were closed for a while. The bits and CRCs of the
+    /// header are taken; nothing counts as verified. `known`: the block, where it is known already.
+    ///
+    /// Errors: `Corrupt`, `Unsupported`.
+    pub fn adopt(dir: &Arc<Dir>, block: forebay_common::BlockId, known: Option<&Arc<Block>>) -> Result<BlockFile> {
+        let (data_path, head_path) = paths(dir.path(), block);
         let open = |path: &Path| File::options().read(true).write(true).open(path).map_err(at(path.display()));
         let (data, head) = (open(&data_path)?, open(&head_path)?);
         let head_length = head.metadata().map_err(at("header"))?.len();
@@ -138,13 +148,17 @@ impl BlockFile {
         if beyond != 0 && bits.last().is_some_and(|w| w.load(Ordering::Relaxed) >> beyond != 0) {
             return Err(err!(Corrupt, "block {block} has pages beyond its end in its page map"));
         }
+        let block = known.cloned().unwrap_or_else(|| Block::new(header.clone(), dir.clone()));
+        if block.header != header {
+            return Err(err!(Corrupt, "block {} has another header than it had", header.block));
+        }
         Ok(BlockFile {
+            block,
             bits,
             verified: words(header.chunks()),
             crcs: (0..header.chunks()).map(crc).collect(),
             filling: Mutex::new(()),
-            charged_bytes: AtomicU64::new(0),
-            map: map_data(&data, header.length_bytes)?,
+            map: map_data(dir.medium(), &data, header.length_bytes)?,
             header,
             data,
             head,
@@ -153,9 +167,10 @@ impl BlockFile {
 
     /// Ends a block under construction: writes its header, with every page present. Its CRCs were taken from the bytes as
     /// they came, so its chunks count as verified.
-    pub fn seal(dir: &Path, header: Header, data: File, chunk_crcs: &[u32]) -> Result<BlockFile> {
+    /// Bytes that are nowhere else are on the disk, where there is one, when this returns.
+    pub fn seal(dir: &Arc<Dir>, header: Header, data: File, chunk_crcs: &[u32]) -> Result<BlockFile> {
         assert_eq!(chunk_crcs.len(), header.chunks(), "a sealed block has a checksum for each chunk");
-        let (_, head_path) = paths(dir, header.block);
+        let (_, head_path) = paths(dir.path(), header.block);
         let mut raw = header.encode().to_vec();
         let full = words(header.pages());
         (0..header.pages()).for_each(|p| {
@@ -165,6 +180,13 @@ impl BlockFile {
         chunk_crcs.iter().for_each(|c| raw.extend_from_slice(&c.to_le_bytes()));
         let head = File::options().read(true).write(true).create_new(true).mode(0o600).open(&head_path).map_err(at(head_path.display()))?;
         head.write_all_at(&raw, 0).map_err(at("writing a header"))?;
+        let block = Block::new(header.clone(), dir.clone());
+        if dir.medium() != Medium::Mem && block.is_only_copy() {
+            data.sync_data().and_then(|()| head.sync_data()).map_err(at("fsync of a block"))?;
+            let shard = head_path.parent().unwrap_or(dir.path());
+            File::open(shard).and_then(|d| d.sync_all()).map_err(at("fsync of a tier folder"))?;
+            File::open(dir.path()).and_then(|d| d.sync_all()).map_err(at("fsync of a tier folder"))?;
+        }
         let verified = words(header.chunks());
         (0..header.chunks()).for_each(|c| {
             verified[c / 64].fetch_or(1 << (c % 64), Ordering::Relaxed);
@@ -174,8 +196,8 @@ impl BlockFile {
             verified,
             crcs: chunk_crcs.iter().map(|c| AtomicU32::new(*c)).collect(),
             filling: Mutex::new(()),
-            charged_bytes: AtomicU64::new(0),
-            map: map_data(&data, header.length_bytes)?,
+            map: map_data(dir.medium(), &data, header.length_bytes)?,
+            block,
             header,
             data,
             head,
@@ -243,7 +265,10 @@ impl BlockFile {
             return Ok(());
         }
         let (offset, length) = self.header.chunk_span(chunk);
-        let found = checksum::crc32c(&self.map[offset as usize..offset as usize + length]);
+        let found = match &self.map {
+            Some(map) => checksum::crc32c(&map[offset as usize..offset as usize + length]),
+            None => checksum::crc32c(&self.read(offset, length)?),
+        };
         if found != self.chunk_crc(chunk) {
             return Err(err!(Corrupt, "block {} chunk {chunk} has checksum {found:08x} instead of {:08x}", self.header.block, self.chunk_crc(chunk)));
         }
@@ -267,35 +292,42 @@ impl BlockFile {
         Ok(())
     }
 
-    /// Bytes of pages that are here, without a copy; the pages must be present and the chunks verified by the caller.
-    pub fn slice(&self, offset: u64, length: usize) -> Bytes {
+    /// Bytes of pages that are here, out of memory without a copy, off a disk with one; the pages must be present and the
+    /// chunks verified by the caller. Errors: the disk's.
+    pub fn bytes(&self, offset: u64, length: usize) -> Result<Bytes> {
         let range = offset as usize..offset as usize + length;
         assert!(
-            range.end <= self.map.len() && self.pages_of(offset, length as u64).all(|p| self.has_page(p)),
-            "only present pages are read through the mapping"
+            range.end as u64 <= self.header.length_bytes && self.pages_of(offset, length as u64).all(|p| self.has_page(p)),
+            "only present pages are read"
         );
-        Bytes::from_owner(Slice { map: self.map.clone(), range })
+        match &self.map {
+            Some(map) => Ok(Bytes::from_owner(Slice { map: map.clone(), range })),
+            None => self.read(offset, length),
+        }
+    }
+
+    fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
+        let mut out = BytesMut::zeroed(length);
+        self.data.read_exact_at(&mut out, offset).map_err(at(format!("reading block {}", self.header.block)))?;
+        Ok(out.freeze())
     }
 
     /// Bytes the two files take by the file system's own count (a huge page counts whole).
     pub fn occupied_bytes(&self) -> u64 {
         [&self.data, &self.head].iter().map(|f| f.metadata().map_or(0, |m| m.blocks() * 512)).sum()
     }
-
-    /// What the tier's accounting holds for this block; swapped for a new figure.
-    pub fn swap_charged(&self, bytes: u64) -> u64 {
-        self.charged_bytes.swap(bytes, Ordering::AcqRel)
-    }
 }
 
 /// SAFETY invariants of the mapping:
 /// - the file is never truncated or punched while it exists (blocks leave by `unlink`), so no access is beyond its end;
 /// - only pages whose bit is set are read, and a set page is never written again, so no byte changes under a reader;
-/// - the tier is tmpfs or a file system whose read errors are acceptable as signals only for MEM tiers: SSD and HDD
-///   tiers do not exist yet.
+/// - only files of MEM tiers are mapped: tmpfs has no read errors, which would be signals.
 #[allow(unsafe_code, reason = "a mapping of a file is unsafe by nature; the invariants are above")]
-fn map_data(data: &File, length: u64) -> Result<Arc<Mmap>> {
+fn map_data(medium: Medium, data: &File, length: u64) -> Result<Option<Arc<Mmap>>> {
+    if medium != Medium::Mem {
+        return Ok(None);
+    }
     let length = usize::try_from(length).map_err(|_| err!(InvalidArgument, "block of {length} bytes"))?;
     // SAFETY: see the list above this function.
-    unsafe { MmapOptions::new().len(length).map(data) }.map(Arc::new).map_err(at("mapping a block"))
+    unsafe { MmapOptions::new().len(length).map(data) }.map(|map| Some(Arc::new(map))).map_err(at("mapping a block"))
 }

@@ -1,76 +1,40 @@
-//! Blocks by id, and in the order of their last use (LRU). A use is an open, a fill or a streamed read, not a byte read.
+//! Blocks by id, in shards: no lock is held by all.
 
-use super::block_file::BlockFile;
+use super::block::Block;
 use forebay_common::BlockId;
-use forebay_common::block_header::FLAG_ONLY_COPY;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 
-#[derive(Default)]
+const SHARDS: usize = 64;
+
+pub type Shard = HashMap<BlockId, Arc<Block>>;
+
 pub struct Index {
-    blocks: HashMap<BlockId, (Arc<BlockFile>, u64)>,
-    order: BTreeMap<u64, BlockId>,
-    tick: u64,
+    shards: Vec<Mutex<Shard>>,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Index { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
 }
 
 impl Index {
-    /// The block, which becomes the one used last.
-    pub fn touch(&mut self, id: BlockId) -> Option<Arc<BlockFile>> {
-        let (block, used) = self.blocks.get_mut(&id)?;
-        self.tick += 1;
-        if self.order.remove(used).is_some() {
-            self.order.insert(self.tick, id);
-        }
-        *used = self.tick;
-        Some(block.clone())
+    /// The shard of an id, locked: what must not happen twice to a block happens under it.
+    pub fn shard(&self, id: BlockId) -> MutexGuard<'_, Shard> {
+        self.shards[id.get() as usize % SHARDS].lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The block, its place in the order unchanged.
-    pub fn peek(&self, id: BlockId) -> Option<&Arc<BlockFile>> {
-        self.blocks.get(&id).map(|(block, _)| block)
+    pub fn get(&self, id: BlockId) -> Option<Arc<Block>> {
+        self.shard(id).get(&id).cloned()
     }
 
     /// Whether this very block (not another of its id) is here.
-    pub fn contains(&self, block: &Arc<BlockFile>) -> bool {
-        self.peek(block.header.block).is_some_and(|b| Arc::ptr_eq(b, block))
-    }
-
-    /// A block whose bytes are nowhere else has no place in the order: eviction cannot find it. `false`: a block of this
-    /// id is here, and nothing was changed.
-    pub fn insert(&mut self, block: Arc<BlockFile>) -> bool {
-        let id = block.header.block;
-        if self.blocks.contains_key(&id) {
-            return false;
-        }
-        self.tick += 1;
-        if block.header.flags & FLAG_ONLY_COPY == 0 {
-            self.order.insert(self.tick, id);
-        }
-        self.blocks.insert(id, (block, self.tick));
-        true
-    }
-
-    pub fn remove(&mut self, id: BlockId) -> Option<Arc<BlockFile>> {
-        let (block, used) = self.blocks.remove(&id)?;
-        self.order.remove(&used);
-        Some(block)
-    }
-
-    /// Takes out the block that was used longest ago.
-    pub fn evict_oldest(&mut self) -> Option<Arc<BlockFile>> {
-        let (_, id) = self.order.pop_first()?;
-        self.blocks.remove(&id).map(|(block, _)| block)
-    }
-
-    pub fn all(&self) -> Vec<Arc<BlockFile>> {
-        self.blocks.values().map(|(block, _)| block.clone()).collect()
+    pub fn contains(&self, block: &Arc<Block>) -> bool {
+        self.shard(block.header.block).get(&block.header.block).is_some_and(|b| Arc::ptr_eq(b, block))
     }
 
     pub fn ids(&self) -> Vec<BlockId> {
-        self.blocks.keys().copied().collect()
-    }
-
-    pub fn len(&self) -> usize {
-        self.blocks.len()
+        self.shards.iter().flat_map(|s| s.lock().unwrap_or_else(|e| e.into_inner()).keys().copied().collect::<Vec<_>>()).collect()
     }
 }

@@ -1,387 +1,511 @@
-//! The block store: blocks as files of a tier, found by id, evicted when room is needed.
+//! The block store: blocks as files of tiers, found by id, evicted and moved when room is needed.
 //!
-//! Called by sessions (lookups, grants), `ufs_read` (fill) and `write` (seal). Invariants: the accounting covers every
-//! byte the tier's files occupy, unlinked but still held ones ("zombies") included; a block whose bytes are nowhere else
-//! is never evicted; eviction is `unlink`, never truncation.
+//! Called by sessions (lookups, grants), `ufs_read` (fill) and `write` (seal). A new block goes to the first tier that can
+//! hold it; `evictor` makes room ahead of need and moves blocks between tiers. Invariants: the accounting of a folder covers
+//! every byte its files occupy, unlinked but still held ones ("zombies") included; a block whose bytes are nowhere else, or
+//! that is pinned, is never evicted; eviction is `unlink`, never truncation; a block is in one tier at a time, and its
+//! files, entry and accounting change under the lock of its shard.
 
+mod adopt;
+pub mod allocate;
+mod block;
 mod block_file;
+mod dir;
+pub mod evict;
+mod evictor;
 mod index;
 mod lease_probe;
+mod open;
 mod tier;
 
+pub use block::Block;
 pub use block_file::{BlockFile, paths};
+pub use dir::{Dir, MemPages};
 pub use forebay_common::block_header::{FLAG_ONLY_COPY, Header};
-pub use tier::{MemPages, Tier};
+pub use tier::Tier;
 
+use adopt::Unread;
+use evictor::Signal;
+use forebay_common::config::{Medium, WorkerConfig};
 use forebay_common::error::at;
-use forebay_common::{BlockId, ErrorKind, Result, counter, err, gauge};
+use forebay_common::{BlockId, Error, ErrorKind, Result, counter, err, gauge};
 use forebay_proto::TierUsage;
-use index::Index;
+use index::{Index, Shard};
 use lease_probe::{Probe, Zombie};
+use open::OpenFiles;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, broadcast};
 
 counter!(pub EVICTED, "forebay_worker_evicted_blocks_total", "blocks evicted to make room");
 counter!(pub QUARANTINED, "forebay_worker_quarantined_blocks_total", "blocks dropped because a checksum was wrong");
-counter!(COUNT_LIMITED, "forebay_worker_blocks_limited_total", "blocks evicted because worker.blocks_max were open");
 counter!(NO_ROOM, "forebay_worker_no_room_total", "allocations refused because nothing could be evicted");
-gauge!(USED, "forebay_worker_tier_used_bytes", "bytes the tier's files occupy, zombies included");
+gauge!(USED, "forebay_worker_tier_used_bytes", "bytes the tiers' files occupy, zombies included");
 gauge!(ZOMBIES, "forebay_worker_tier_zombie_bytes", "bytes of unlinked files that somebody still holds");
 
 /// Evictions a session may lag behind before it looks at all its grants.
 const EVICTION_BACKLOG: usize = 4096;
-
-/// Descriptors that are neither blocks' nor connections'.
-const OTHER_DESCRIPTORS: u64 = 512;
-
-/// What one allocation may evict, in multiples of itself, before it gives up because readers hold it all.
-const EVICTED_PER_NEED: u64 = 4;
+/// How long a writer waits for room before it looks again.
+const ROOM_WAIT: Duration = Duration::from_millis(20);
 /// How long a writer waits for readers to let evicted bytes go.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
+/// How long a writer waits for the evictor while that gets on.
+const EVICT_WAIT: Duration = Duration::from_secs(20);
+/// Blocks whose headers are read in one go in the background.
+const ADOPT_BATCH: usize = 1_000;
+
+struct Options {
+    watermark_high_percent: u64,
+    watermark_low_percent: u64,
+    promote_after: u32,
+    promote_window: Duration,
+}
 
 /// The store of one worker.
 pub struct BlockStore {
-    tier: Tier,
-    blocks_max: usize,
-    index: Mutex<Index>,
-    zombies: Mutex<Vec<Zombie>>,
-    used_bytes: AtomicU64,
-    zombie_bytes: AtomicU64,
+    tiers: Vec<Tier>,
+    options: Options,
+    index: Index,
+    open: OpenFiles,
+    unread: Unread,
+    signal: Arc<Signal>,
+    /// The block whose files the evictor is copying: nobody makes new ones of its name meanwhile.
+    moving: Mutex<Option<BlockId>>,
     changed: Mutex<HashSet<BlockId>>,
     /// Wakes the reporter.
     pub changed_notify: Notify,
     evictions: broadcast::Sender<BlockId>,
 }
 
-/// How many blocks this process may keep open: two descriptors and a mapping each, beside `sessions` connections.
-pub fn blocks_allowed(sessions: usize) -> usize {
-    use nix::sys::resource::{Resource, getrlimit};
-    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft);
-    let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(65_530);
-    // An eighth of the mappings is left to slices that outlive their block, and to the allocator.
-    let by_files = files.saturating_sub(OTHER_DESCRIPTORS + 2 * sessions as u64) / 2;
-    usize::try_from(by_files.min(mappings / 8 * 7)).unwrap_or(usize::MAX).max(64)
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+/// Unlinks both files of a block, where they are.
+pub fn remove_files(dir: &Dir, id: BlockId) {
+    let (data, head) = paths(dir.path(), id);
+    let _ = (std::fs::remove_file(data), std::fs::remove_file(head));
+}
+
 impl BlockStore {
-    /// Takes over what an earlier process left in the tier; files that are no whole block are removed.
-    pub fn open(tier: Tier, blocks_max: usize) -> Result<BlockStore> {
+    /// Prepares the tiers and reads the names of what an earlier process left in them. Blocks are served from now on; their
+    /// headers are read when they are asked for, or by `adopt_rest`.
+    ///
+    /// Errors: a folder that cannot be used, or that another version wrote.
+    pub fn open(config: &WorkerConfig) -> Result<Arc<BlockStore>> {
         let (evictions, _) = broadcast::channel(EVICTION_BACKLOG);
-        let store = BlockStore {
-            tier,
-            blocks_max: blocks_max.max(1),
-            index: Mutex::default(),
-            zombies: Mutex::default(),
-            used_bytes: AtomicU64::new(0),
-            zombie_bytes: AtomicU64::new(0),
+        let blocks_open = if config.blocks_max > 0 { config.blocks_max } else { open::allowed(config.sessions_max) };
+        let store = Arc::new(BlockStore {
+            tiers: Tier::prepare_all(config)?,
+            options: Options {
+                watermark_high_percent: config.watermark_high_percent,
+                watermark_low_percent: config.watermark_low_percent,
+                promote_after: config.promote_after,
+                promote_window: Duration::from_millis(config.promote_window_ms),
+            },
+            index: Index::default(),
+            open: OpenFiles::new(blocks_open),
+            unread: Unread::default(),
+            signal: Arc::default(),
+            moving: Mutex::default(),
             changed: Mutex::default(),
             changed_notify: Notify::new(),
             evictions,
-        };
-        store.adopt_all()?;
+        });
+        for dir in store.dirs() {
+            store.unread.scan(dir)?;
+        }
+        let (weak, signal) = (Arc::downgrade(&store), store.signal.clone());
+        std::thread::Builder::new().name("evictor".into()).spawn(move || evictor::run(&weak, &signal)).map_err(at("starting the evictor"))?;
         Ok(store)
     }
 
-    fn adopt_all(&self) -> Result<()> {
-        let (mut adopted, mut removed) = (0u64, 0u64);
-        for shard in std::fs::read_dir(self.tier.dir()).map_err(at(self.tier.dir().display()))?.flatten() {
-            let Ok(files) = std::fs::read_dir(shard.path()) else { continue };
-            let names: HashSet<String> = files.flatten().map(|f| f.file_name().to_string_lossy().into_owned()).collect();
-            for name in &names {
-                let Some((stem, extension)) = name.split_once('.') else { continue };
-                let id = u64::from_str_radix(stem, 16).ok().map(BlockId);
-                let whole = names.contains(&format!("{stem}.data")) && names.contains(&format!("{stem}.head"));
-                let block = match (id, whole) {
-                    (Some(id), true) if extension == "head" => BlockFile::adopt(self.tier.dir(), id),
-                    (Some(_), true) => continue,
-                    _ => Err(err!(Corrupt, "half of a block")),
-                };
-                match block {
-                    Ok(block) => match self.insert(Arc::new(block)) {
-                        Ok(()) => adopted += 1,
-                        Err(e) => {
-                            removed += 1;
-                            tracing::warn!(file = name, error = %e, "a block of an earlier start finds no place");
-                        }
-                    },
-                    // Out of descriptors, unreadable, or of a newer version: not damaged, so not ours to remove.
-                    Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e.context(format!("taking over {}", shard.path().join(name).display()))),
-                    Err(e) => {
-                        removed += 1;
-                        tracing::warn!(file = name, error = %e, "a file of the tier is no whole block and is removed");
-                        let _ = std::fs::remove_file(shard.path().join(name));
-                        if whole {
-                            let _ = std::fs::remove_file(shard.path().join(format!("{stem}.data")));
-                        }
-                    }
-                }
-            }
-        }
-        if adopted + removed > 0 {
-            tracing::info!(adopted, removed, used_bytes = self.used_bytes.load(Ordering::Relaxed), "blocks of an earlier start taken over");
-        }
-        Ok(())
+    /// The tiers, fastest first.
+    pub fn tiers(&self) -> &[Tier] {
+        &self.tiers
     }
 
-    /// The tier.
-    pub fn tier(&self) -> &Tier {
-        &self.tier
+    fn dirs(&self) -> impl Iterator<Item = &Arc<Dir>> {
+        self.tiers.iter().flat_map(|t| &t.dirs)
+    }
+
+    /// Reads the headers of blocks that nobody has asked for yet. Returns how many are left; called until none is.
+    pub fn adopt_some(&self) -> usize {
+        for id in self.unread.some(ADOPT_BATCH) {
+            self.find(id);
+        }
+        self.unread.left()
+    }
+
+    /// The block, its header read now if it was not yet.
+    fn find(&self, id: BlockId) -> Option<Arc<Block>> {
+        if let Some(block) = self.index.get(id) {
+            return Some(block);
+        }
+        // Under the shard's lock, so that nobody makes new files of this name in between.
+        let mut shard = self.index.shard(id);
+        if let Some(block) = shard.get(&id) {
+            return Some(block.clone());
+        }
+        let dir = self.unread.take(id)?;
+        match BlockFile::adopt(&dir, id, None) {
+            Ok(file) => {
+                let file = Arc::new(file);
+                self.enter(&mut shard, &file);
+                self.note_changed(id);
+                Some(file.block.clone())
+            }
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                tracing::warn!(block = %id, error = %e, "files of a tier are no whole block and are removed");
+                remove_files(&dir, id);
+                None
+            }
+            // Unreadable, or of a newer version: not damaged, so not ours to remove.
+            Err(e) => {
+                tracing::error!(block = %id, error = %e, "a block of an earlier start cannot be taken over");
+                dir.note_error(&e);
+                None
+            }
+        }
+    }
+
+    /// The open files of a block. `None`: they cannot be opened, and the block is gone.
+    fn opened(&self, block: &Arc<Block>) -> Option<Arc<BlockFile>> {
+        let mut open = block.open_files();
+        if let Some(file) = open.upgrade() {
+            drop(open);
+            self.open.keep(&file);
+            return Some(file);
+        }
+        match BlockFile::adopt(&block.dir, block.header.block, Some(block)) {
+            Ok(file) => {
+                let file = Arc::new(file);
+                *open = Arc::downgrade(&file);
+                drop(open);
+                self.open.keep(&file);
+                if !self.index.contains(block) {
+                    self.open.forget(block.header.block);
+                }
+                Some(file)
+            }
+            Err(e) => {
+                drop(open);
+                if self.index.contains(block) {
+                    tracing::error!(block = %block.header.block, error = %e, "the files of a block cannot be opened");
+                    block.dir.note_error(&e);
+                    if e.kind() == ErrorKind::Corrupt {
+                        self.quarantine(block.header.block);
+                    }
+                }
+                None
+            }
+        }
     }
 
     /// A block, marked as used now.
     pub fn get(&self, id: BlockId) -> Option<Arc<BlockFile>> {
-        lock(&self.index).touch(id)
+        let block = self.find(id)?;
+        block.dir.policy().access(id);
+        let promote_after = self.options.promote_after;
+        if promote_after > 0 && block.dir.medium() != self.tiers[0].medium && block.use_within(self.options.promote_window) == promote_after {
+            self.signal.promote(id);
+        }
+        self.opened(&block)
     }
 
-    /// All blocks, for the background verifier.
-    pub fn all(&self) -> Vec<Arc<BlockFile>> {
-        lock(&self.index).all()
+    /// Whether a block is here; not a use of it.
+    pub fn has(&self, id: BlockId) -> bool {
+        self.index.get(id).is_some()
     }
 
-    /// The block, made empty when it is not here. Errors: `NoSpace`.
+    /// Whether this very block is here, and not gone, or moved.
+    pub fn is_current(&self, block: &Arc<Block>) -> bool {
+        self.index.contains(block)
+    }
+
+    /// Whether what clients are granted is read-only for everybody, in all folders.
+    pub fn grants_are_read_only(&self) -> bool {
+        self.dirs().all(|dir| dir.grants_are_read_only())
+    }
+
+    /// Whether memory tiers have huge pages.
+    pub fn memory_is_huge(&self) -> bool {
+        self.tiers.iter().filter(|t| t.medium == Medium::Mem).flat_map(|t| &t.dirs).all(|dir| dir.pages() == MemPages::Huge)
+    }
+
+    /// What `doctor` should say of the folders.
+    pub fn warnings(&self) -> Vec<String> {
+        self.dirs().flat_map(|dir| dir.warnings().iter().cloned()).collect()
+    }
+
+    /// Ids of all blocks whose headers are read, for the scrubber.
+    pub fn ids(&self) -> Vec<BlockId> {
+        self.index.ids()
+    }
+
+    /// A block, its place in the order of eviction unchanged.
+    pub fn peek(&self, id: BlockId) -> Option<Arc<BlockFile>> {
+        self.index.get(id).and_then(|block| self.opened(&block))
+    }
+
+    /// A folder for a new block: in the first tier that can ever hold it. Errors: `NoSpace` when none takes blocks.
+    pub fn choose(&self, length: u64) -> Result<Arc<Dir>> {
+        let fitting = self.tiers.iter().find_map(|tier| tier.choose(length));
+        // A block larger than any folder is cached in part.
+        fitting.or_else(|| self.tiers.iter().find_map(|tier| tier.choose(0))).cloned().ok_or_else(|| {
+            NO_ROOM.inc();
+            err!(NoSpace, "no folder of this worker's tiers takes new blocks: `forebay fsadmin report capacity` says why")
+        })
+    }
+
+    /// A folder in a tier below that of `dir`.
+    pub fn choose_below(&self, dir: &Dir, length: u64) -> Option<Arc<Dir>> {
+        let tier = self.tiers.iter().position(|t| t.medium == dir.medium())?;
+        self.tiers[tier + 1..].iter().find_map(|tier| tier.choose(length)).cloned()
+    }
+
+    /// The block, made empty when it is not here. Errors: `NoSpace`; `Busy` while an older one of its id is on the move.
     pub fn get_or_create(&self, header: Header) -> Result<Arc<BlockFile>> {
-        if let Some(block) = self.get(header.block) {
-            return Ok(block);
+        let id = header.block;
+        if let Some(file) = self.get(id) {
+            return Ok(file);
         }
-        let head_bytes = header.file_bytes() as u64;
-        self.reserve(head_bytes)?;
-        let mut index = lock(&self.index);
-        if let Some(block) = index.touch(header.block) {
-            drop(index);
-            self.release(head_bytes);
-            return Ok(block);
+        let dir = self.choose(header.length_bytes)?;
+        let mut shard = self.index.shard(id);
+        if let Some(block) = shard.get(&id).cloned() {
+            drop(shard);
+            return self.opened(&block).ok_or_else(|| err!(Unavailable, "block {id} is gone"));
         }
-        if let Err(e) = self.make_place(&mut index) {
-            drop(index);
-            self.release(head_bytes);
-            return Err(e);
+        if *lock(&self.moving) == Some(id) {
+            return Err(err!(Busy, "block {id} is on the move"));
         }
-        let made = match BlockFile::create(self.tier.dir(), header.clone()) {
+        let made = match BlockFile::create(&dir, header.clone()) {
+            // What a crash left, or a block that could not be opened.
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                let (data, head) = paths(self.tier.dir(), header.block);
-                let _ = (std::fs::remove_file(data), std::fs::remove_file(head));
-                BlockFile::create(self.tier.dir(), header)
+                remove_files(&dir, id);
+                BlockFile::create(&dir, header)
             }
             other => other,
         };
-        let block = match made {
-            Ok(block) => Arc::new(block),
-            Err(e) => {
-                drop(index);
-                self.release(head_bytes);
-                return Err(e);
-            }
-        };
-        let inserted = index.insert(block.clone());
-        assert!(inserted, "looked for under the same lock");
-        self.recharge(&block);
-        drop(index);
-        self.release(head_bytes);
-        Ok(block)
+        let file = Arc::new(made.inspect_err(|e| dir.note_error(e))?);
+        self.enter(&mut shard, &file);
+        Ok(file)
     }
 
-    /// Evicts what was used longest ago until one more block may be open. Errors: `NoSpace` when all that is here must stay.
-    fn make_place(&self, index: &mut Index) -> Result<()> {
-        while index.len() >= self.blocks_max {
-            let Some(block) = index.evict_oldest() else {
-                NO_ROOM.inc();
-                return Err(err!(
-                    NoSpace,
-                    "{} blocks are here, none of which can be evicted: raise the limit of open files (ulimit -n) or worker.blocks_max",
-                    index.len()
-                ));
-            };
-            EVICTED.inc();
-            COUNT_LIMITED.inc();
-            self.bury(&block);
-        }
-        Ok(())
-    }
-
-    /// Takes a sealed block in. Errors: `AlreadyExists`; the block that is there stays as it is.
-    pub fn insert(&self, block: Arc<BlockFile>) -> Result<()> {
-        let id = block.header.block;
-        let mut index = lock(&self.index);
-        // What is nowhere else stays, whatever the limit.
-        if index.peek(id).is_none()
-            && let Err(e) = self.make_place(&mut index)
-            && block.header.flags & FLAG_ONLY_COPY == 0
-        {
-            let (data, head) = paths(self.tier.dir(), id);
-            let _ = (std::fs::remove_file(data), std::fs::remove_file(head));
-            return Err(e);
-        }
-        if !index.insert(block.clone()) {
+    /// Takes a sealed block in. Errors: `AlreadyExists`; the block that is there stays as it is, the new files go.
+    pub fn insert(&self, file: Arc<BlockFile>) -> Result<()> {
+        let id = file.header.block;
+        let mut shard = self.index.shard(id);
+        if shard.contains_key(&id) {
+            remove_files(&file.block.dir, id);
             return Err(err!(AlreadyExists, "block {id} is on this worker already"));
         }
-        self.recharge(&block);
-        drop(index);
+        self.enter(&mut shard, &file);
+        drop(shard);
         self.note_changed(id);
         Ok(())
     }
 
-    /// Stores a page, room made first. Errors: `NoSpace`.
-    pub fn fill_page(&self, block: &Arc<BlockFile>, page: usize, bytes: &[u8]) -> Result<()> {
-        self.reserve(bytes.len() as u64)?;
-        let result = block.fill_page(page, bytes);
-        self.release(bytes.len() as u64);
+    /// Writes a block into the index, the policy and the accounting.
+    fn enter(&self, shard: &mut Shard, file: &Arc<BlockFile>) {
+        let block = &file.block;
+        *block.open_files() = Arc::downgrade(file);
+        block.set_cached_bytes(file.cached_bytes());
+        if let Some(evictable) = block.evictable() {
+            block.dir.policy().insert(evictable);
+        }
+        block.dir.blocks.fetch_add(1, Ordering::Relaxed);
+        let before = shard.insert(block.header.block, block.clone());
+        assert!(before.is_none(), "a block is entered once");
+        Self::recharge(file);
+        self.open.keep(file);
+        self.look_at_watermark(&block.dir);
+    }
+
+    /// Stores a page, room made first. Blocks the thread. Errors: `NoSpace`, the disk's.
+    pub fn fill_page(&self, file: &Arc<BlockFile>, page: usize, bytes: &[u8]) -> Result<()> {
+        let dir = &file.block.dir;
+        self.make_room(dir, bytes.len() as u64, true)?;
+        let result = file.fill_page(page, bytes).inspect_err(|e| dir.note_error(e));
+        dir.release(bytes.len() as u64);
+        self.counters_of(dir).bytes_in.inc_by(bytes.len() as u64);
         // An evicted block is not charged: its files are zombies already.
-        let index = lock(&self.index);
-        if index.contains(block) {
-            self.recharge(block);
-            drop(index);
-            self.note_changed(block.header.block);
+        let id = file.header.block;
+        let shard = self.index.shard(id);
+        if shard.get(&id).is_some_and(|b| Arc::ptr_eq(b, &file.block)) {
+            Self::recharge(file);
+            file.block.set_cached_bytes(file.cached_bytes());
+            drop(shard);
+            self.note_changed(id);
         }
         result
     }
 
-    /// `reserve`, waiting a while for readers that were told to let evicted bytes go. Blocks the thread.
-    pub fn reserve_waiting(&self, bytes: u64) -> Result<()> {
-        let deadline = Instant::now() + RELEASE_WAIT;
-        loop {
-            match self.reserve(bytes) {
-                Err(e) if e.kind() == ErrorKind::NoSpace && self.zombie_bytes.load(Ordering::Relaxed) >= bytes && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(5));
+    /// The counters of a folder's tier.
+    pub fn counters_of(&self, dir: &Dir) -> &tier::TierCounters {
+        let tier = self.tiers.iter().find(|t| t.medium == dir.medium()).unwrap_or(&self.tiers[0]);
+        &tier.counters
+    }
+
+    fn look_at_watermark(&self, dir: &Dir) {
+        if dir.used_bytes() > dir.quota_bytes() / 100 * self.options.watermark_high_percent {
+            self.signal.kick();
+        }
+    }
+
+    /// Counts `bytes` as used in a folder, waiting for the evictor to make the room. Blocks the thread.
+    ///
+    /// Errors: `NoSpace` when it cannot: what is there must stay, or readers hold it and do not let go in time.
+    pub fn reserve(&self, dir: &Arc<Dir>, bytes: u64) -> Result<()> {
+        self.make_room(dir, bytes, false)
+    }
+
+    fn make_room(&self, dir: &Arc<Dir>, bytes: u64, patient: bool) -> Result<()> {
+        if dir.try_reserve(bytes) {
+            self.look_at_watermark(dir);
+            return Ok(());
+        }
+        let (began, wanting) = (Instant::now(), dir.want(bytes, patient));
+        let mut stuck_since = None;
+        let mut pass = self.signal.kick();
+        while bytes <= dir.quota_bytes() && began.elapsed() < EVICT_WAIT {
+            self.signal.wait(ROOM_WAIT);
+            if dir.try_reserve(bytes) {
+                return Ok(());
+            }
+            if dir.is_stuck_since(pass) {
+                // Nothing more to evict; what was evicted may be let go any moment.
+                let since = *stuck_since.get_or_insert_with(Instant::now);
+                if dir.zombie_bytes() == 0 || since.elapsed() > RELEASE_WAIT {
+                    break;
                 }
-                other => return other,
             }
+            pass = self.signal.kick().min(pass);
         }
+        drop(wanting);
+        NO_ROOM.inc();
+        Err(err!(
+            NoSpace,
+            "the {} tier's folder {} is full ({} of {} bytes) and nothing more can be evicted ({} bytes are still held by readers): raise its quota",
+            dir.medium().name(),
+            dir.path().display(),
+            dir.used_bytes(),
+            dir.quota_bytes(),
+            dir.zombie_bytes()
+        ))
     }
 
-    /// Makes `bytes` of room, evicting what was used longest ago, and counts them as used. Errors: `NoSpace`.
-    pub fn reserve(&self, bytes: u64) -> Result<()> {
-        let mut buried = 0;
-        loop {
-            let used = self.used_bytes.load(Ordering::Acquire);
-            if used + bytes <= self.tier.quota_bytes() {
-                if self.used_bytes.compare_exchange(used, used + bytes, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                    USED.set(self.used_bytes.load(Ordering::Relaxed) as i64);
-                    return Ok(());
-                }
-                continue;
-            }
-            if self.zombie_bytes.load(Ordering::Relaxed) > 0 && self.reap() > 0 {
-                continue;
-            }
-            // One call evicts a few times what it needs and no more: where readers hold everything, evicting all of it at
-            // once would empty the cache before any of them could let go.
-            let evicted = if buried >= EVICTED_PER_NEED * bytes { None } else { self.evict_one() };
-            buried += evicted.unwrap_or(0);
-            if evicted.is_none() {
-                NO_ROOM.inc();
-                return Err(err!(
-                    NoSpace,
-                    "the MEM tier is full ({used} of {} bytes) and nothing more can be evicted ({} bytes are still held by readers): raise worker.mem_quota",
-                    self.tier.quota_bytes(),
-                    self.zombie_bytes.load(Ordering::Relaxed)
-                ));
-            }
-        }
-    }
-
-    /// Evicts the block that was used longest ago and returns what it occupied. Its files go while the index is locked, so that nobody can make new
-    /// ones of the same names in between.
-    fn evict_one(&self) -> Option<u64> {
-        let mut index = lock(&self.index);
-        let block = index.evict_oldest()?;
-        EVICTED.inc();
-        Some(self.bury(&block).max(1))
-    }
-
-    /// Gives reserved bytes back.
-    pub fn release(&self, bytes: u64) {
-        let before = self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        assert!(before >= bytes, "no more is released than was reserved");
-        USED.set((before - bytes) as i64);
-    }
-
-    /// Charges a block with what its files occupy now.
-    fn recharge(&self, block: &BlockFile) {
-        let now = block.occupied_bytes();
-        let before = block.swap_charged(now);
-        if now >= before {
-            self.used_bytes.fetch_add(now - before, Ordering::AcqRel);
-        } else {
-            self.release(before - now);
-        }
+    /// Charges a block with what its files occupy now. Under its shard's lock.
+    fn recharge(file: &BlockFile) {
+        let now = file.occupied_bytes();
+        let before = file.block.swap_charged(now);
+        if now >= before { file.block.dir.charge(now - before) } else { file.block.dir.release(before - now) }
     }
 
     /// Removes a block by order of the master, or because it is bad.
     pub fn remove(&self, id: BlockId) -> bool {
-        let mut index = lock(&self.index);
-        match index.remove(id) {
-            Some(block) => {
-                self.bury(&block);
-                true
-            }
+        // One whose header nobody has read yet is read first, so that it is accounted for like any other.
+        match self.find(id) {
+            Some(block) => self.remove_this(&block),
             None => false,
         }
+    }
+
+    fn remove_this(&self, block: &Arc<Block>) -> bool {
+        self.remove_if(block, |_| true)
+    }
+
+    /// Removes this very block if, under its shard's lock, `may` still says so: it may have been pinned a moment ago.
+    fn remove_if(&self, block: &Arc<Block>, may: impl Fn(&Block) -> bool) -> bool {
+        let id = block.header.block;
+        let mut shard = self.index.shard(id);
+        if !shard.get(&id).is_some_and(|b| Arc::ptr_eq(b, block) && may(b)) {
+            return false;
+        }
+        shard.remove(&id);
+        self.bury(block);
+        drop(shard);
+        self.note_changed(id);
+        true
     }
 
     /// Drops a block with a wrong checksum, so that its bytes are fetched again. One whose bytes are nowhere else stays,
     /// and reading its bad chunk stays an error.
     pub fn quarantine(&self, id: BlockId) {
-        let only_copy = lock(&self.index).touch(id).is_some_and(|b| b.header.flags & FLAG_ONLY_COPY != 0);
-        if !only_copy && self.remove(id) {
+        let Some(block) = self.index.get(id) else { return };
+        if !block.is_only_copy() && self.remove_this(&block) {
             QUARANTINED.inc();
+            self.counters_of(&block.dir).quarantined.inc();
             tracing::error!(block = %id, "a block had a wrong checksum and is dropped");
         }
     }
 
-    /// Unlinks both files; their bytes count on until nobody holds them.
-    fn bury(&self, block: &Arc<BlockFile>) -> u64 {
-        let id = block.header.block;
-        let (data, head) = paths(self.tier.dir(), id);
+    /// A read of a block's files failed: the folder is looked at, and the block dropped where its bytes are elsewhere.
+    pub fn note_read_error(&self, file: &BlockFile, e: &Error) {
+        if e.kind() != ErrorKind::Corrupt {
+            file.block.dir.note_error(e);
+        }
+        self.quarantine(file.header.block);
+    }
+
+    /// Unlinks both files; their bytes count on until nobody holds them. Under the lock of the block's shard, so that nobody
+    /// can make new files of the same names in between.
+    fn bury(&self, block: &Arc<Block>) {
+        let (id, dir) = (block.header.block, &block.dir);
+        dir.policy().remove(id);
+        dir.blocks.fetch_sub(1, Ordering::Relaxed);
+        self.open.forget(id);
+        let (data, head) = paths(dir.path(), id);
         let probes = [Probe::open(&data), Probe::open(&head)];
         for path in [&data, &head] {
             if let Err(e) = std::fs::remove_file(path) {
                 tracing::warn!(path = %path.display(), error = %e, "a block file could not be unlinked");
             }
         }
-        let bytes = block.swap_charged(0);
-        self.zombie_bytes.fetch_add(bytes, Ordering::AcqRel);
-        lock(&self.zombies).push(Zombie::new(probes, bytes, Arc::downgrade(block)));
-        self.note_changed(id);
+        let zombie = Zombie::new(probes, block.swap_charged(0), block.open_files().clone());
+        if zombie.is_free() {
+            dir.release(zombie.bytes)
+        } else {
+            dir.bury(zombie)
+        }
         let _ = self.evictions.send(id);
-        // The caller's own reference is among those that hold it; the reaper frees it when all are gone.
-        bytes
     }
 
     /// Frees the zombies that nobody holds any more; returns their bytes.
     pub fn reap(&self) -> u64 {
-        let mut freed = 0;
-        lock(&self.zombies).retain(|zombie| {
-            let free = zombie.is_free();
-            if free {
-                freed += zombie.bytes;
-            }
-            !free
-        });
-        if freed > 0 {
-            self.zombie_bytes.fetch_sub(freed, Ordering::AcqRel);
-            self.release(freed);
-        }
-        ZOMBIES.set(self.zombie_bytes.load(Ordering::Relaxed) as i64);
+        let freed = self.dirs().map(|dir| dir.reap()).sum();
+        USED.set(self.dirs().map(|dir| dir.used_bytes() as i64).sum());
+        ZOMBIES.set(self.dirs().map(|dir| dir.zombie_bytes() as i64).sum());
         freed
     }
 
     /// Fresh read-only descriptors of a block's files, for a client: never the worker's own.
-    pub fn open_for_grant(&self, block: &BlockFile) -> Result<(OwnedFd, OwnedFd)> {
-        let (data, head) = paths(self.tier.grant_dir(), block.header.block);
+    pub fn open_for_grant(&self, file: &BlockFile) -> Result<(OwnedFd, OwnedFd)> {
+        let (data, head) = paths(file.block.dir.grant_dir(), file.header.block);
         let open = |path: &std::path::Path| File::open(path).map(OwnedFd::from).map_err(at("opening a block for a client"));
         let opened = (open(&data)?, open(&head)?);
         // Opened by name: they are this block's files only if it was not evicted in between.
-        let still = lock(&self.index).peek(block.header.block).is_some_and(|b| std::ptr::eq(Arc::as_ptr(b), block));
-        if still { Ok(opened) } else { Err(err!(Unavailable, "block {} was evicted a moment ago", block.header.block)) }
+        if self.index.contains(&file.block) { Ok(opened) } else { Err(err!(Unavailable, "block {} was evicted a moment ago", file.header.block)) }
+    }
+
+    /// Pins blocks, or lets them go, by order of the master.
+    pub fn set_pinned(&self, id: BlockId, pinned: bool) {
+        if self.find(id).is_none() {
+            return;
+        }
+        let shard = self.index.shard(id);
+        let Some(block) = shard.get(&id) else { return };
+        if block.set_pinned(pinned) == pinned {
+            return;
+        }
+        match block.evictable() {
+            Some(evictable) => block.dir.policy().insert(evictable),
+            None => block.dir.policy().remove(id),
+        }
     }
 
     /// Ids of blocks as they leave.
@@ -394,15 +518,15 @@ impl BlockStore {
         self.changed_notify.notify_one();
     }
 
-    /// Marks every block for reporting.
+    /// Has every block reported again.
     pub fn note_all_changed(&self) {
-        let all = lock(&self.index).ids();
+        let all = self.index.ids();
         lock(&self.changed).extend(all);
         self.changed_notify.notify_one();
     }
 
-    /// At most `limit` blocks whose state changed, with their cached bytes now; 0 for those that are gone.
-    pub fn take_changed(&self, limit: usize) -> Vec<(BlockId, u64)> {
+    /// At most `limit` blocks whose state changed, with their cached bytes now and their tier; 0 for those that are gone.
+    pub fn take_changed(&self, limit: usize) -> Vec<(BlockId, u64, &'static str)> {
         let taken: Vec<BlockId> = {
             let mut changed = lock(&self.changed);
             let taken: Vec<BlockId> = changed.iter().take(limit).copied().collect();
@@ -411,8 +535,14 @@ impl BlockStore {
             }
             taken
         };
-        let index = lock(&self.index);
-        taken.into_iter().map(|id| (id, index.peek(id).map_or(0, |b| b.cached_bytes()))).collect()
+        let state = |id| self.index.get(id).map_or((0, self.tiers[0].medium.name()), |b| (b.cached_bytes(), b.dir.medium().name()));
+        taken
+            .into_iter()
+            .map(|id| {
+                let (bytes, tier) = state(id);
+                (id, bytes, tier)
+            })
+            .collect()
     }
 
     /// Puts blocks back whose report did not arrive.
@@ -425,15 +555,9 @@ impl BlockStore {
         !lock(&self.changed).is_empty()
     }
 
-    /// Used and total bytes.
-    pub fn usage(&self) -> TierUsage {
-        TierUsage {
-            tier: "MEM".into(),
-            total_bytes: self.tier.quota_bytes(),
-            used_bytes: self.used_bytes.load(Ordering::Relaxed),
-            zombie_bytes: self.zombie_bytes.load(Ordering::Relaxed),
-            blocks: lock(&self.index).len() as u64,
-        }
+    /// Used and total bytes, per tier.
+    pub fn usage(&self) -> Vec<TierUsage> {
+        self.tiers.iter().map(Tier::usage).collect()
     }
 }
 

@@ -1,210 +1,132 @@
-//! The MEM tier's folder: a tmpfs of our own with huge pages where we may mount, else the folder as given.
-//!
-//! Beside it a read-only bind mount of the same folder, through which files are opened for clients: such a descriptor
-//! cannot be re-opened for writing, truncated or chmod-ed by anybody, root included (EROFS). The mounts stay when the
-//! worker stops, so that blocks survive its restart; stale read-only mounts are replaced at start.
+//! `Tier`: folders of one medium, how a new block is spread over them, and what is counted of them.
 
-use super::lease_probe;
-use forebay_common::config::{MemMount, WorkerConfig};
-use forebay_common::error::at;
-use forebay_common::{Result, err};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::statfs::{TMPFS_MAGIC, statfs};
-use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use super::allocate::{self, Allocate, Candidate};
+use super::dir::Dir;
+use forebay_common::Result;
+use forebay_common::config::{Medium, WorkerConfig};
+use forebay_proto::{DirUsage, TierUsage};
+use prometheus::{IntCounter, IntCounterVec, Opts};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
 
-/// What the tier's pages are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemPages {
-    /// tmpfs with huge pages.
-    Huge,
-    /// tmpfs on 4 KiB pages: a warm 1 MiB read takes 3 to 6 times as long.
-    Small,
-    /// Not memory at all: a file system on a disk.
-    Disk,
+/// Counters that carry the tier as their label.
+pub struct TierCounters {
+    /// Pages served from here.
+    pub hits: IntCounter,
+    /// Pages that had to be fetched into here.
+    pub misses: IntCounter,
+    /// Bytes stored here.
+    pub bytes_in: IntCounter,
+    /// Bytes served from here by stream.
+    pub bytes_out: IntCounter,
+    /// Blocks moved up into this tier.
+    pub promoted: IntCounter,
+    /// Blocks moved down into this tier.
+    pub demoted: IntCounter,
+    /// Blocks that left this tier to make room, dropped or moved down.
+    pub evicted: IntCounter,
+    /// Microseconds that these evictions took.
+    pub evict_micros: IntCounter,
+    /// Blocks dropped because a checksum was wrong.
+    pub quarantined: IntCounter,
 }
 
-/// A usable tier folder.
+fn labelled(name: &str, help: &str, tier: &str) -> IntCounter {
+    static FAMILIES: LazyLock<std::sync::Mutex<std::collections::HashMap<String, IntCounterVec>>> = LazyLock::new(Default::default);
+    let mut families = FAMILIES.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(family) = families.get(name) {
+        return family.with_label_values(&[tier]);
+    }
+    match IntCounterVec::new(Opts::new(name, help), &["tier"]) {
+        Ok(family) => {
+            if let Err(e) = prometheus::register(Box::new(family.clone())) {
+                tracing::warn!(name, error = %e, "metric is not registered");
+            }
+            families.entry(name.to_owned()).or_insert(family).with_label_values(&[tier])
+        }
+        Err(e) => {
+            tracing::error!(name, error = %e, "metric has an impossible name");
+            forebay_common::metrics::register_counter(name, help)
+        }
+    }
+}
+
+impl TierCounters {
+    fn new(medium: Medium) -> Self {
+        let tier = medium.name();
+        TierCounters {
+            hits: labelled("forebay_worker_tier_hits_total", "pages served from a tier", tier),
+            misses: labelled("forebay_worker_tier_misses_total", "pages fetched into a tier", tier),
+            bytes_in: labelled("forebay_worker_tier_bytes_in_total", "bytes stored in a tier", tier),
+            bytes_out: labelled("forebay_worker_tier_bytes_out_total", "bytes served from a tier by stream", tier),
+            promoted: labelled("forebay_worker_tier_promoted_total", "blocks moved up into a tier", tier),
+            demoted: labelled("forebay_worker_tier_demoted_total", "blocks moved down into a tier", tier),
+            evicted: labelled("forebay_worker_tier_evicted_total", "blocks that left a tier to make room", tier),
+            evict_micros: labelled("forebay_worker_tier_evict_microseconds_total", "time that evictions from a tier took", tier),
+            quarantined: labelled("forebay_worker_tier_quarantined_total", "blocks of a tier dropped because a checksum was wrong", tier),
+        }
+    }
+}
+
+/// One tier.
 pub struct Tier {
-    dir: PathBuf,
-    grant_dir: Option<PathBuf>,
-    quota_bytes: u64,
-    pages: MemPages,
-    warnings: Vec<String>,
-    _lock: fd_lock::RwLockWriteGuard<'static, File>,
-}
-
-const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
-
-fn is_mount_point(dir: &Path) -> bool {
-    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
-    let parent = dir.parent().unwrap_or(Path::new("/"));
-    device(dir).is_some() && device(dir) != device(parent)
-}
-
-fn is_tmpfs(dir: &Path) -> bool {
-    statfs(dir).is_ok_and(|s| s.filesystem_type() == TMPFS_MAGIC)
-}
-
-/// Whether the tmpfs mounted on `dir` hands out huge pages, by its mount options.
-fn has_huge_pages(dir: &Path) -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let dir = dir.to_string_lossy();
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let (_, at, _, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-            (dir == at || dir.starts_with(&format!("{}/", at.trim_end_matches('/'))))
-                .then_some((at.len(), options.contains("huge=within_size") || options.contains("huge=always")))
-        })
-        .max_by_key(|(length, _)| *length)
-        .is_some_and(|(_, huge)| huge)
+    /// What it is on.
+    pub medium: Medium,
+    /// Its folders.
+    pub dirs: Vec<Arc<Dir>>,
+    /// Its counters.
+    pub counters: TierCounters,
+    allocate: Box<dyn Allocate>,
 }
 
 impl Tier {
-    /// Prepares the folder. Errors: another worker has it, it cannot hold the quota, `mem_mount = "always"` is impossible.
-    pub fn prepare(config: &WorkerConfig) -> Result<Tier> {
-        let dir = config.mem_dir.clone();
-        let quota_bytes = config.mem_quota.as_u64();
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(format!("worker.mem_dir {}", dir.display())))?;
-        let dir = dir.canonicalize().map_err(at(dir.display()))?;
-        let lock = lock_beside(&dir)?;
-        let mut warnings = Vec::new();
-        check_memory(quota_bytes)?;
-        if config.mem_mount != MemMount::Never {
-            match mount_tmpfs(&dir, quota_bytes) {
-                Ok(()) => {}
-                Err(e) if config.mem_mount == MemMount::Always => {
-                    return Err(err!(
-                        Unsupported,
-                        "a tmpfs cannot be mounted on {}: {e}: needs CAP_SYS_ADMIN, or set worker.mem_mount = \"auto\"",
-                        dir.display()
-                    ));
-                }
-                Err(e) => warnings.push(format!("no tmpfs of our own on {} ({e}): the folder is used as it is", dir.display())),
-            }
-        }
-        let pages = match (is_tmpfs(&dir), has_huge_pages(&dir)) {
-            (true, true) => MemPages::Huge,
-            (true, false) => MemPages::Small,
-            (false, _) => MemPages::Disk,
-        };
-        match pages {
-            MemPages::Huge => {}
-            MemPages::Small => warnings.push(format!(
-                "the MEM tier {} is on 4 KiB pages: mount it with huge=within_size, reads of warm blocks are 3 to 6 times faster",
-                dir.display()
-            )),
-            MemPages::Disk => warnings.push(format!("the MEM tier {} is not on tmpfs: its bytes are on a disk", dir.display())),
-        }
-        let tier_dir = dir.join("blocks");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&tier_dir).map_err(at(tier_dir.display()))?;
-        let grant_dir = match mount_read_only(&tier_dir, &beside(&dir, "ro")) {
-            Ok(path) => Some(path),
-            Err(e) => {
-                warnings.push(format!(
-                    "no read-only mount of the MEM tier ({e}): clients of the worker's own user could re-open a passed descriptor for writing; run the worker with CAP_SYS_ADMIN or as another user than its clients"
-                ));
-                None
-            }
-        };
-        if !lease_probe::supported(&tier_dir) {
-            warnings.push(format!("the file system of {} knows no leases: bytes that readers hold after an eviction are not counted", dir.display()));
-        }
-        for warning in &warnings {
-            tracing::warn!("{warning}");
-        }
-        tracing::info!(dir = %dir.display(), ?pages, quota_bytes, read_only_mount = grant_dir.is_some(), "MEM tier is ready");
-        Ok(Tier { dir: tier_dir, grant_dir, quota_bytes, pages, warnings, _lock: lock })
+    /// Prepares all tiers of a worker, fastest first. Errors: a folder that cannot be used, named.
+    pub fn prepare_all(config: &WorkerConfig) -> Result<Vec<Tier>> {
+        let tiers = config.tiers();
+        let memory = tiers.iter().filter(|t| t.medium == Medium::Mem).flat_map(|t| &t.dirs).map(|d| d.quota.as_u64()).sum();
+        super::dir::check_memory(memory)?;
+        tiers
+            .iter()
+            .map(|tier| {
+                let dirs = tier.dirs.iter().map(|dir| Dir::prepare(config, tier.medium, dir).map(Arc::new)).collect::<Result<_>>()?;
+                Ok(Tier { medium: tier.medium, dirs, counters: TierCounters::new(tier.medium), allocate: allocate::new(config.allocate_policy) })
+            })
+            .collect()
     }
 
-    /// Where block files are.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// A folder for a block of `length` bytes; `None` where none takes new blocks, or none could ever hold it.
+    pub fn choose(&self, length: u64) -> Option<&Arc<Dir>> {
+        let candidates: Vec<Candidate> = self
+            .dirs
+            .iter()
+            .enumerate()
+            .filter(|(_, dir)| dir.is_open() && dir.quota_bytes() >= length)
+            .map(|(i, dir)| Candidate { dir: i, free_bytes: dir.free_bytes(), quota_bytes: dir.quota_bytes() })
+            .collect();
+        if candidates.is_empty() { None } else { self.dirs.get(self.allocate.choose(&candidates)) }
     }
 
-    /// Where they are opened for clients.
-    pub fn grant_dir(&self) -> &Path {
-        self.grant_dir.as_deref().unwrap_or(&self.dir)
-    }
-
-    /// Whether `grant_dir` is a read-only mount.
-    pub fn grants_are_read_only(&self) -> bool {
-        self.grant_dir.is_some()
-    }
-
-    /// Bytes the files may occupy.
-    pub fn quota_bytes(&self) -> u64 {
-        self.quota_bytes
-    }
-
-    /// Its pages.
-    pub fn pages(&self) -> MemPages {
-        self.pages
-    }
-
-    /// What `doctor` should say.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
-    }
-}
-
-fn beside(dir: &Path, suffix: &str) -> PathBuf {
-    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    dir.with_file_name(format!("{name}.{suffix}"))
-}
-
-/// The lock is beside the folder: a tmpfs mounted on it would hide a lock inside.
-fn lock_beside(dir: &Path) -> Result<fd_lock::RwLockWriteGuard<'static, File>> {
-    let path = beside(dir, "lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(at(path.display()))?;
-    let lock: &'static mut fd_lock::RwLock<File> = Box::leak(Box::new(fd_lock::RwLock::new(file)));
-    lock.try_write().map_err(|_| err!(Busy, "{} belongs to a running worker: stop it first, or give this one another worker.mem_dir", dir.display()))
-}
-
-/// Errors: `NoSpace` when the machine or its cgroup cannot hold the quota.
-fn check_memory(quota_bytes: u64) -> Result<()> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).map(|kb| kb * 1024);
-    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limit = limits.iter().find_map(|p| std::fs::read_to_string(p).ok()?.trim().parse::<u64>().ok());
-    let room = total.into_iter().chain(limit).min().unwrap_or(u64::MAX);
-    if quota_bytes > room {
-        return Err(err!(NoSpace, "worker.mem_quota is {quota_bytes} bytes, and this machine (or its cgroup) has {room}: lower the quota"));
-    }
-    Ok(())
-}
-
-fn mount_tmpfs(dir: &Path, quota_bytes: u64) -> nix::Result<()> {
-    // Huge pages are counted whole, and a page is being stored while its predecessor is being evicted.
-    let size = quota_bytes + quota_bytes / 50 + (64 << 20);
-    let inodes = (quota_bytes / (16 << 10)).max(100_000);
-    let again = is_mount_point(dir) && is_tmpfs(dir);
-    for swap in [",noswap", ""] {
-        let options = format!("size={size},nr_inodes={inodes},mode=0700,huge=within_size{swap}");
-        let flags = if again { FLAGS | MsFlags::MS_REMOUNT } else { FLAGS };
-        match mount(Some("forebay-mem"), dir, Some("tmpfs"), flags, Some(options.as_str())) {
-            Ok(()) => return Ok(()),
-            // A remount cannot turn noswap on; what is mounted already is good.
-            Err(nix::errno::Errno::EINVAL) if swap.is_empty() && again => return Ok(()),
-            Err(nix::errno::Errno::EINVAL) => {}
-            Err(e) => return Err(e),
+    /// For reports.
+    pub fn usage(&self) -> TierUsage {
+        let dirs: Vec<DirUsage> = self
+            .dirs
+            .iter()
+            .map(|dir| DirUsage {
+                path: dir.path().to_string_lossy().into_owned(),
+                total_bytes: dir.quota_bytes(),
+                used_bytes: dir.used_bytes(),
+                zombie_bytes: dir.zombie_bytes(),
+                blocks: dir.blocks.load(Ordering::Relaxed),
+                trouble: dir.trouble(),
+            })
+            .collect();
+        TierUsage {
+            tier: self.medium.name().into(),
+            total_bytes: dirs.iter().map(|d| d.total_bytes).sum(),
+            used_bytes: dirs.iter().map(|d| d.used_bytes).sum(),
+            zombie_bytes: dirs.iter().map(|d| d.zombie_bytes).sum(),
+            blocks: dirs.iter().map(|d| d.blocks).sum(),
+            dirs,
         }
     }
-    Err(nix::errno::Errno::EINVAL)
-}
-
-fn mount_read_only(from: &Path, to: &Path) -> Result<PathBuf> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(at(to.display()))?;
-    while is_mount_point(to) && umount2(to, MntFlags::MNT_DETACH).is_ok() {}
-    let os = |e: nix::errno::Errno| forebay_common::Error::io("mounting", &e.into());
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(os)?;
-    let read_only = FLAGS | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    if let Err(e) = mount(None::<&str>, to, None::<&str>, read_only, None::<&str>) {
-        let _ = umount2(to, MntFlags::MNT_DETACH);
-        return Err(os(e));
-    }
-    Ok(to.to_owned())
 }

@@ -2,8 +2,9 @@
 //!
 //! Called by sessions. A page is fetched once however many ask: the first starts a fetch, the others wait for it.
 //! Neighbouring missing pages of one request are fetched as one range, up to `fetch_range`. A fetch names the fingerprint
-//! that its token carries, so that two versions never mix; on a mismatch nothing is stored. Storing never fails a read:
-//! where there is no room, waiters get the bytes that were fetched.
+//! that its token carries, so that two versions never mix; on a mismatch nothing is stored. Storing never fails a read, nor
+//! slows it down: who reads by stream gets the bytes as soon as they are fetched, who reads the block's file waits until
+//! they are stored. Where there is no room, or storing falls behind, they are served and not kept.
 
 use crate::core::Core;
 use crate::store::{BlockFile, FLAG_ONLY_COPY, Header};
@@ -19,23 +20,42 @@ counter!(pub FETCHED, "forebay_worker_fetched_bytes_total", "bytes fetched from 
 counter!(COALESCED, "forebay_worker_fetch_coalesced_total", "page requests that joined a fetch under way");
 counter!(UNSTORED, "forebay_worker_fetch_unstored_total", "pages served without being stored, for lack of room");
 
-type Outcome = Option<Result<Bytes>>;
-type Flights = Mutex<HashMap<(BlockId, usize), watch::Receiver<Outcome>>>;
+/// Runs that may wait for a slow tier; what comes beyond is not kept.
+const STORING_MAX: usize = 32;
+
+/// How far a page has come.
+#[derive(Clone, Default)]
+struct Progress {
+    fetched: Option<Result<Bytes>>,
+    /// It is stored, or will not be.
+    settled: bool,
+}
+
+type Flights = Mutex<HashMap<(BlockId, usize), watch::Receiver<Progress>>>;
 
 /// The fetches under way.
 pub struct Fetcher {
     flights: Flights,
     permits: Arc<Semaphore>,
+    storing: Arc<Semaphore>,
 }
 
 /// A page to be waited for.
-pub struct Awaited(watch::Receiver<Outcome>);
+pub struct Awaited(watch::Receiver<Progress>);
 
 impl Awaited {
     /// The page's bytes. Errors: those of the under store, `FileChanged`.
     pub async fn bytes(mut self) -> Result<Bytes> {
-        match self.0.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(err!(Internal, "a fetch ended without an outcome"))),
+        match self.0.wait_for(|p| p.fetched.is_some()).await {
+            Ok(progress) => progress.fetched.clone().unwrap_or_else(|| Err(err!(Internal, "a fetch ended without an outcome"))),
+            Err(_) => Err(err!(Unavailable, "the worker is stopping")),
+        }
+    }
+
+    /// Waits until the page is stored, or will not be. Errors: as `bytes`.
+    pub async fn settled(mut self) -> Result<()> {
+        match self.0.wait_for(|p| p.settled).await {
+            Ok(progress) => progress.fetched.clone().unwrap_or_else(|| Err(err!(Internal, "a fetch ended without an outcome"))).map(drop),
             Err(_) => Err(err!(Unavailable, "the worker is stopping")),
         }
     }
@@ -67,10 +87,10 @@ impl Target {
 
 impl Fetcher {
     pub fn new(concurrency: usize) -> Self {
-        Fetcher { flights: Flights::default(), permits: Arc::new(Semaphore::new(concurrency)) }
+        Fetcher { flights: Flights::default(), permits: Arc::new(Semaphore::new(concurrency)), storing: Arc::new(Semaphore::new(STORING_MAX)) }
     }
 
-    fn flights(&self) -> std::sync::MutexGuard<'_, HashMap<(BlockId, usize), watch::Receiver<Outcome>>> {
+    fn flights(&self) -> std::sync::MutexGuard<'_, HashMap<(BlockId, usize), watch::Receiver<Progress>>> {
         self.flights.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
@@ -88,7 +108,7 @@ pub fn request(core: &Arc<Core>, block: Option<&Arc<BlockFile>>, target: &Target
     };
     let per_run = usize::try_from(core.config.fetch_range.as_u64() / target.header.page_size_bytes).unwrap_or(1).max(1);
     let mut out = Vec::with_capacity(pages.len());
-    let mut runs: Vec<Vec<(usize, watch::Sender<Outcome>)>> = Vec::new();
+    let mut runs: Vec<Vec<(usize, watch::Sender<Progress>)>> = Vec::new();
     {
         let mut flights = core.fetcher.flights();
         for page in pages {
@@ -102,7 +122,7 @@ pub fn request(core: &Arc<Core>, block: Option<&Arc<BlockFile>>, target: &Target
                 out.push((page, Some(Awaited(flight.clone()))));
                 continue;
             }
-            let (sender, receiver) = watch::channel(None);
+            let (sender, receiver) = watch::channel(Progress::default());
             flights.insert((target.block, page), receiver.clone());
             out.push((page, Some(Awaited(receiver))));
             match runs.last_mut() {
@@ -118,46 +138,47 @@ pub fn request(core: &Arc<Core>, block: Option<&Arc<BlockFile>>, target: &Target
     Ok(out)
 }
 
-async fn fetch_run(core: &Arc<Core>, block: Option<Arc<BlockFile>>, target: &Target, source: &UfsSource, run: Vec<(usize, watch::Sender<Outcome>)>) {
+async fn fetch_run(core: &Arc<Core>, block: Option<Arc<BlockFile>>, target: &Target, source: &UfsSource, run: Vec<(usize, watch::Sender<Progress>)>) {
     let (first, last) = (run[0].0, run[run.len() - 1].0);
     let start = target.header.page_span(first).0;
     let end = target.header.page_span(last).0 + target.header.page_span(last).1 as u64;
     let fetched = fetch(core, source, target.file_offset + start, (end - start) as usize).await;
-    let pages: Vec<usize> = run.iter().map(|(page, _)| *page).collect();
-    let outcomes: Vec<Result<Bytes>> = match fetched {
+    match fetched {
         Ok(bytes) => {
             FETCHED.inc_by(bytes.len() as u64);
-            let slices: Vec<Bytes> = pages
-                .iter()
-                .map(|page| {
-                    let (offset, length) = target.header.page_span(*page);
-                    let from = (offset - start) as usize;
-                    bytes.slice(from..from + length)
-                })
-                .collect();
-            if let Some(block) = block {
-                store_pages(core, block, pages.clone(), slices.clone()).await;
+            let mut slices = Vec::with_capacity(run.len());
+            for (page, sender) in &run {
+                let (offset, length) = target.header.page_span(*page);
+                let from = (offset - start) as usize;
+                let slice = bytes.slice(from..from + length);
+                sender.send_replace(Progress { fetched: Some(Ok(slice.clone())), settled: false });
+                slices.push((*page, slice));
             }
-            slices.into_iter().map(Ok).collect()
+            match (block, core.fetcher.storing.try_acquire()) {
+                (Some(block), Ok(_permit)) => store_pages(core, block, slices).await,
+                (None, _) => {}
+                (Some(_), Err(_)) => UNSTORED.inc_by(slices.len() as u64),
+            }
         }
         Err(e) => {
             if e.kind() == ErrorKind::FileChanged {
                 core.reporter.note_changed_file(target.header.file, &source.fingerprint);
             }
-            pages.iter().map(|_| Err(e.clone())).collect()
+            run.iter().for_each(|(_, sender)| drop(sender.send_replace(Progress { fetched: Some(Err(e.clone())), settled: false })));
         }
-    };
+    }
     let mut flights = core.fetcher.flights();
-    for ((page, sender), outcome) in run.into_iter().zip(outcomes) {
-        sender.send_replace(Some(outcome));
+    for (page, sender) in run {
+        sender.send_modify(|progress| progress.settled = true);
         flights.remove(&(target.block, page));
     }
 }
 
-async fn store_pages(core: &Arc<Core>, block: Arc<BlockFile>, pages: Vec<usize>, slices: Vec<Bytes>) {
+async fn store_pages(core: &Arc<Core>, block: Arc<BlockFile>, slices: Vec<(usize, Bytes)>) {
     let store = core.store.clone();
+    store.counters_of(&block.block.dir).misses.inc_by(slices.len() as u64);
     let stored = tokio::task::spawn_blocking(move || {
-        for (page, bytes) in pages.into_iter().zip(slices) {
+        for (page, bytes) in slices {
             if let Err(e) = store.fill_page(&block, page, &bytes) {
                 UNSTORED.inc();
                 tracing::debug!(error = %e, page, "a fetched page is served without being stored");

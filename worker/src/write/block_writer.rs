@@ -1,20 +1,24 @@
 //! `BlockWriter`: one block under construction.
 //!
 //! Its length is not known before it ends, so its header is written when it is sealed, and nobody can see it before.
-//! The first page is kept in memory, so that a small file occupies what it needs and not a huge page.
+//! The first page is kept in memory, so that a small file occupies what it needs and not a huge page. Where its folder runs
+//! out of room and nothing there can be evicted, it goes on in the tier below, with what was written so far.
 
-use crate::store::{BlockFile, BlockStore, FLAG_ONLY_COPY, Header, paths};
+use crate::store::{BlockFile, BlockStore, Dir, FLAG_ONLY_COPY, Header, paths, remove_files};
 use forebay_common::error::at;
 use forebay_common::limits::CHUNK_SIZE_BYTES;
 use forebay_common::token::Claims;
-use forebay_common::{BlockId, InodeId, Result, checksum};
+use forebay_common::{BlockId, InodeId, Result, checksum, err};
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub struct BlockWriter {
     store: Arc<BlockStore>,
+    /// Chosen with the first bytes.
+    dir: Option<Arc<Dir>>,
     header: Header,
     block_size_bytes: u64,
     first_page: Vec<u8>,
@@ -37,6 +41,7 @@ impl BlockWriter {
             flags: if only_copy { FLAG_ONLY_COPY } else { 0 },
         };
         BlockWriter {
+            dir: None,
             store,
             header,
             block_size_bytes: claims.block_size_bytes,
@@ -67,11 +72,20 @@ impl BlockWriter {
 
     /// Errors: `NoSpace`; the block is of no use then.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        let appended = self.take_in(bytes);
+        self.noted(appended)
+    }
+
+    /// A folder whose file system fails takes no new blocks.
+    fn noted<T>(&self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|e| self.dir.iter().for_each(|dir| dir.note_error(e)))
+    }
+
+    fn take_in(&mut self, bytes: &[u8]) -> Result<()> {
         let before = self.length;
         self.length += bytes.len() as u64;
         self.sum(bytes);
-        self.store.reserve_waiting(bytes.len() as u64)?;
-        self.reserved_bytes += bytes.len() as u64;
+        self.reserve(bytes.len() as u64, before)?;
         if self.data.is_none() && self.length <= self.header.page_size_bytes {
             self.first_page.extend_from_slice(bytes);
             return Ok(());
@@ -86,6 +100,48 @@ impl BlockWriter {
             file.write_all_at(bytes, before).map_err(at("writing a block"))?;
         }
         Ok(())
+    }
+
+    fn dir(&self) -> Result<&Arc<Dir>> {
+        self.dir.as_ref().ok_or_else(|| err!(NoSpace, "block {} has no folder", self.header.block))
+    }
+
+    /// Room for the next bytes; `written` are in the file already. Errors: `NoSpace` in this tier and all below.
+    fn reserve(&mut self, bytes: u64, written: u64) -> Result<()> {
+        let mut dir = match &self.dir {
+            Some(dir) => dir.clone(),
+            None => self.store.choose(self.block_size_bytes)?,
+        };
+        while let Err(e) = self.store.reserve(&dir, bytes) {
+            dir = self.store.choose_below(&dir, self.block_size_bytes).ok_or(e)?;
+        }
+        self.reserved_bytes += bytes;
+        match self.dir.replace(dir.clone()) {
+            Some(from) if !Arc::ptr_eq(&from, &dir) => self.go_on_in(&from, &dir, bytes, written),
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes on in another folder, where room for the newest `bytes` is reserved, with what was written so far.
+    fn go_on_in(&mut self, from: &Arc<Dir>, to: &Arc<Dir>, bytes: u64, written: u64) -> Result<()> {
+        let earlier = self.reserved_bytes - bytes;
+        let old = self.data.take();
+        let made = self.made.swap(false, Ordering::Relaxed);
+        from.release(earlier);
+        self.reserved_bytes = bytes;
+        let moved = self.store.reserve(to, earlier).and_then(|()| {
+            self.reserved_bytes += earlier;
+            let Some(mut old) = old else { return Ok(()) };
+            let mut new = self.make(self.block_size_bytes)?;
+            old.seek(SeekFrom::Start(0)).map_err(at("moving a block"))?;
+            std::io::copy(&mut old.take(written), &mut new).map_err(at("moving a block"))?;
+            self.data = Some(new);
+            Ok(())
+        });
+        if made {
+            remove_files(from, self.header.block);
+        }
+        moved
     }
 
     fn sum(&mut self, mut bytes: &[u8]) {
@@ -103,8 +159,9 @@ impl BlockWriter {
     }
 
     fn make(&self, length: u64) -> Result<File> {
-        let (path, _) = paths(self.store.tier().dir(), self.header.block);
-        let shard = path.parent().unwrap_or(self.store.tier().dir());
+        let dir = self.dir()?;
+        let (path, _) = paths(dir.path(), self.header.block);
+        let shard = path.parent().unwrap_or(dir.path());
         std::fs::create_dir_all(shard).map_err(at(shard.display()))?;
         let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(at(path.display()))?;
         self.made.store(true, Ordering::Relaxed);
@@ -128,20 +185,21 @@ impl BlockWriter {
         };
         // Nobody has seen this file yet, so its length may still change.
         file.set_len(self.length).map_err(at("ending a block"))?;
-        let block = BlockFile::seal(self.store.tier().dir(), self.header.clone(), file, &self.crcs)?;
+        let block = BlockFile::seal(self.dir()?, self.header.clone(), file, &self.crcs)?;
         self.sealed = true;
-        self.store.release(std::mem::take(&mut self.reserved_bytes));
+        let reserved = std::mem::take(&mut self.reserved_bytes);
+        self.dir()?.release(reserved);
         Ok(block)
     }
 }
 
 impl Drop for BlockWriter {
     fn drop(&mut self) {
-        self.store.release(self.reserved_bytes);
+        let Some(dir) = &self.dir else { return };
+        dir.release(self.reserved_bytes);
         // Only files that this writer made: a block of this id that is there already is somebody's.
         if self.made.load(Ordering::Relaxed) && !self.sealed {
-            let (data, head) = paths(self.store.tier().dir(), self.header.block);
-            let _ = (std::fs::remove_file(data), std::fs::remove_file(head));
+            remove_files(dir, self.header.block);
         }
     }
 }

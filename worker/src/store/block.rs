@@ -1,0 +1,109 @@
+//! `Block`: what the worker always knows of a block it has: its header, its folder, what it occupies, who uses it.
+//!
+//! A million of these fit in memory; the files behind them are open (`BlockFile`) only while somebody uses them or they
+//! were used lately. There is at most one `BlockFile` of a block at a time, so that its page map has one writer.
+
+use super::block_file::BlockFile;
+use super::dir::Dir;
+use super::evict::Evictable;
+use forebay_common::block_header::{FLAG_ONLY_COPY, Header};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+/// A block of this worker.
+pub struct Block {
+    /// The fixed part of its header.
+    pub header: Header,
+    /// Where its files are.
+    pub dir: Arc<Dir>,
+    open: Mutex<Weak<BlockFile>>,
+    cached_bytes: AtomicU64,
+    charged_bytes: AtomicU64,
+    grants: AtomicU32,
+    pinned: AtomicBool,
+    heat: Mutex<(Instant, u32)>,
+}
+
+impl Block {
+    /// One without pages, in a folder.
+    pub fn new(header: Header, dir: Arc<Dir>) -> Arc<Block> {
+        Arc::new(Block {
+            header,
+            dir,
+            open: Mutex::default(),
+            cached_bytes: AtomicU64::new(0),
+            charged_bytes: AtomicU64::new(0),
+            grants: AtomicU32::new(0),
+            pinned: AtomicBool::new(false),
+            heat: Mutex::new((Instant::now(), 0)),
+        })
+    }
+
+    /// Whether its bytes are nowhere else.
+    pub fn is_only_copy(&self) -> bool {
+        self.header.flags & FLAG_ONLY_COPY != 0
+    }
+
+    /// Its entry in an eviction policy; `None` for what must stay.
+    pub fn evictable(&self) -> Option<Evictable> {
+        let stays = self.is_only_copy() || self.pinned.load(Ordering::Acquire);
+        (!stays).then(|| Evictable::new(self.header.block, self.header.length_bytes))
+    }
+
+    /// Pins it, or lets it go. Returns what it was.
+    pub fn set_pinned(&self, pinned: bool) -> bool {
+        self.pinned.swap(pinned, Ordering::AcqRel)
+    }
+
+    /// Its open files, locked: whoever opens them does it once.
+    pub fn open_files(&self) -> MutexGuard<'_, Weak<BlockFile>> {
+        self.open.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Bytes of the pages that are here.
+    pub fn cached_bytes(&self) -> u64 {
+        self.cached_bytes.load(Ordering::Acquire)
+    }
+
+    /// Notes what its page map says.
+    pub fn set_cached_bytes(&self, bytes: u64) {
+        self.cached_bytes.store(bytes, Ordering::Release);
+    }
+
+    /// What the accounting holds for its files; swapped for a new figure.
+    pub fn swap_charged(&self, bytes: u64) -> u64 {
+        self.charged_bytes.swap(bytes, Ordering::AcqRel)
+    }
+
+    /// What the accounting holds for its files.
+    pub fn charged_bytes(&self) -> u64 {
+        self.charged_bytes.load(Ordering::Acquire)
+    }
+
+    /// A client was granted it.
+    pub fn granted(&self) {
+        self.grants.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A client let it go.
+    pub fn let_go(&self) {
+        let before = self.grants.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "a grant ends once");
+    }
+
+    /// Grants that clients hold: evicting it frees nothing before they let go.
+    pub fn grants(&self) -> u32 {
+        self.grants.load(Ordering::Acquire)
+    }
+
+    /// Counts a use and returns how many there were within `window`.
+    pub fn use_within(&self, window: Duration) -> u32 {
+        let mut heat = self.heat.lock().unwrap_or_else(|e| e.into_inner());
+        if heat.0.elapsed() > window {
+            *heat = (Instant::now(), 0);
+        }
+        heat.1 += 1;
+        heat.1
+    }
+}

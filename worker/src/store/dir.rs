@@ -1,0 +1,453 @@
+//! `Dir`: one folder of a tier, prepared for blocks, with its accounting, its eviction policy and its health.
+//!
+//! A MEM folder is a tmpfs of our own with huge pages where we may mount, else the folder as given. Beside every folder is a
+//! read-only bind mount of it, through which files are opened for clients: such a descriptor cannot be re-opened for
+//! writing, truncated or chmod-ed by anybody, root included (EROFS). The mounts stay when the worker stops, so that blocks
+//! survive its restart; stale read-only mounts are replaced at start.
+//!
+//! Invariant: `used` covers what the folder's files occupy, unlinked but still held ones ("zombies") and reservations of
+//! writes under way included.
+
+use super::evict::{self, Eviction};
+use super::lease_probe::{self, Zombie};
+use forebay_common::config::{Medium, MemMount, TierDir, WorkerConfig};
+use forebay_common::error::at;
+use forebay_common::{Error, ErrorKind, Result, counter, err};
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+counter!(FAILED, "forebay_worker_tier_dirs_failed_total", "folders of tiers taken out because of an error");
+
+/// How long a folder whose file system is full below its quota takes no new blocks.
+const FULL_FOR: Duration = Duration::from_secs(10);
+
+/// Zombies whose probing takes less than a block's eviction.
+const ZOMBIES_QUICK: usize = 64;
+
+/// What a folder's pages are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemPages {
+    /// tmpfs with huge pages.
+    Huge,
+    /// tmpfs on 4 KiB pages: a warm 1 MiB read takes 3 to 6 times as long.
+    Small,
+    /// Not memory at all: a file system on a disk.
+    Disk,
+}
+
+/// Why a folder takes no new blocks.
+#[derive(Clone, Debug, Default)]
+enum Health {
+    #[default]
+    Good,
+    /// Its file system is full below the quota: until then.
+    Full(Instant),
+    /// An error of its file system; what is in it is still read.
+    Failed(String),
+}
+
+/// A usable folder.
+pub struct Dir {
+    path: PathBuf,
+    grant_dir: Option<PathBuf>,
+    medium: Medium,
+    quota_bytes: u64,
+    reserve_bytes: u64,
+    pages: MemPages,
+    warnings: Vec<String>,
+    health: Mutex<Health>,
+    used_bytes: AtomicU64,
+    zombie_bytes: AtomicU64,
+    zombies: Mutex<Vec<Zombie>>,
+    policy: Mutex<Box<dyn Eviction>>,
+    /// Bytes waited for: by writers, and by fills, which can wait longer.
+    wanted_bytes: [AtomicU64; 2],
+    stuck_pass: AtomicU64,
+    /// Blocks in it.
+    pub blocks: AtomicU64,
+    _lock: Flock<File>,
+}
+
+/// Somebody who waits for room.
+pub struct Wanting<'a> {
+    wanted: &'a AtomicU64,
+    bytes: u64,
+}
+
+impl Drop for Wanting<'_> {
+    fn drop(&mut self) {
+        self.wanted.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+
+fn is_mount_point(dir: &Path) -> bool {
+    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
+    let parent = dir.parent().unwrap_or(Path::new("/"));
+    device(dir).is_some() && device(dir) != device(parent)
+}
+
+fn is_tmpfs(dir: &Path) -> bool {
+    statfs(dir).is_ok_and(|s| s.filesystem_type() == TMPFS_MAGIC)
+}
+
+/// Whether the tmpfs mounted on `dir` hands out huge pages, by its mount options.
+fn has_huge_pages(dir: &Path) -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let dir = dir.to_string_lossy();
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let (_, at, _, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+            (dir == at || dir.starts_with(&format!("{}/", at.trim_end_matches('/'))))
+                .then_some((at.len(), options.contains("huge=within_size") || options.contains("huge=always")))
+        })
+        .max_by_key(|(length, _)| *length)
+        .is_some_and(|(_, huge)| huge)
+}
+
+impl Dir {
+    /// Prepares the folder. Errors: another worker has it, it cannot hold the quota, `mem_mount = "always"` is impossible.
+    pub fn prepare(config: &WorkerConfig, medium: Medium, dir: &TierDir) -> Result<Dir> {
+        let (path, quota_bytes, reserve_bytes) = (dir.path.clone(), dir.quota.as_u64(), dir.reserve.as_u64());
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(at(format!("{} tier {}", medium.name(), path.display())))?;
+        let path = path.canonicalize().map_err(at(path.display()))?;
+        let lock = lock_beside(&path)?;
+        let mut warnings = Vec::new();
+        if medium == Medium::Mem && config.mem_mount != MemMount::Never {
+            match mount_tmpfs(&path, quota_bytes) {
+                Ok(()) => {}
+                Err(e) if config.mem_mount == MemMount::Always => {
+                    return Err(err!(
+                        Unsupported,
+                        "a tmpfs cannot be mounted on {}: {e}: needs CAP_SYS_ADMIN, or set worker.mem_mount = \"auto\"",
+                        path.display()
+                    ));
+                }
+                Err(e) => warnings.push(format!("no tmpfs of our own on {} ({e}): the folder is used as it is", path.display())),
+            }
+        }
+        let pages = match (is_tmpfs(&path), has_huge_pages(&path)) {
+            (true, true) => MemPages::Huge,
+            (true, false) => MemPages::Small,
+            (false, _) => MemPages::Disk,
+        };
+        match (medium, pages) {
+            (Medium::Mem, MemPages::Small) => warnings.push(format!(
+                "the MEM tier {} is on 4 KiB pages: mount it with huge=within_size, reads of warm blocks are 3 to 6 times faster",
+                path.display()
+            )),
+            (Medium::Mem, MemPages::Disk) => {
+                warnings.push(format!("the MEM tier {} is not on tmpfs: its bytes are on a disk", path.display()));
+            }
+            (Medium::Ssd | Medium::Hdd, MemPages::Huge | MemPages::Small) => {
+                warnings.push(format!("the {} tier {} is on tmpfs: its bytes are memory, and gone with the machine", medium.name(), path.display()));
+            }
+            _ => {}
+        }
+        let blocks_dir = path.join("blocks");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&blocks_dir).map_err(at(blocks_dir.display()))?;
+        if medium != Medium::Mem {
+            check_disk(&blocks_dir, quota_bytes, reserve_bytes)?;
+        }
+        let grant_dir = match mount_read_only(&blocks_dir, &beside(&path, "ro")) {
+            Ok(path) => Some(path),
+            Err(e) => {
+                warnings.push(format!(
+                    "no read-only mount of the {} tier {} ({e}): clients of the worker's own user could re-open a passed descriptor for writing; run the worker with CAP_SYS_ADMIN or as another user than its clients",
+                    medium.name(),
+                    path.display()
+                ));
+                None
+            }
+        };
+        if !lease_probe::supported(&blocks_dir) {
+            warnings
+                .push(format!("the file system of {} knows no leases: bytes that readers hold after an eviction are not counted", path.display()));
+        }
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!(dir = %path.display(), medium = medium.name(), ?pages, quota_bytes, read_only_mount = grant_dir.is_some(), "tier folder is ready");
+        Ok(Dir {
+            path: blocks_dir,
+            grant_dir,
+            medium,
+            quota_bytes,
+            reserve_bytes,
+            pages,
+            warnings,
+            health: Mutex::default(),
+            used_bytes: AtomicU64::new(0),
+            zombie_bytes: AtomicU64::new(0),
+            zombies: Mutex::default(),
+            policy: Mutex::new(evict::new(config.evict_policy)),
+            wanted_bytes: [AtomicU64::new(0), AtomicU64::new(0)],
+            stuck_pass: AtomicU64::new(0),
+            blocks: AtomicU64::new(0),
+            _lock: lock,
+        })
+    }
+
+    /// Where block files are.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where they are opened for clients.
+    pub fn grant_dir(&self) -> &Path {
+        self.grant_dir.as_deref().unwrap_or(&self.path)
+    }
+
+    /// Whether `grant_dir` is a read-only mount.
+    pub fn grants_are_read_only(&self) -> bool {
+        self.grant_dir.is_some()
+    }
+
+    /// What it is on.
+    pub fn medium(&self) -> Medium {
+        self.medium
+    }
+
+    /// Bytes its files may occupy.
+    pub fn quota_bytes(&self) -> u64 {
+        self.quota_bytes
+    }
+
+    /// Bytes they do occupy, with zombies and reservations.
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Acquire)
+    }
+
+    /// Of these, bytes of unlinked files that somebody holds.
+    pub fn zombie_bytes(&self) -> u64 {
+        self.zombie_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes below the quota.
+    pub fn free_bytes(&self) -> u64 {
+        self.quota_bytes.saturating_sub(self.used_bytes())
+    }
+
+    /// Its pages.
+    pub fn pages(&self) -> MemPages {
+        self.pages
+    }
+
+    /// What `doctor` should say.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The policy, locked.
+    pub fn policy(&self) -> MutexGuard<'_, Box<dyn Eviction>> {
+        lock(&self.policy)
+    }
+
+    /// Counts bytes as used, where there is room for them.
+    pub fn try_reserve(&self, bytes: u64) -> bool {
+        let fits = |used: u64| used.checked_add(bytes).filter(|after| *after <= self.quota_bytes);
+        self.used_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+    }
+
+    /// Counts bytes as used that are there already.
+    pub fn charge(&self, bytes: u64) {
+        self.used_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Gives counted bytes back.
+    pub fn release(&self, bytes: u64) {
+        let before = self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        assert!(before >= bytes, "no more is released than was counted");
+    }
+
+    /// Keeps the bytes of unlinked files in the accounting until nobody holds them.
+    pub fn bury(&self, zombie: Zombie) {
+        self.zombie_bytes.fetch_add(zombie.bytes, Ordering::AcqRel);
+        lock(&self.zombies).push(zombie);
+    }
+
+    /// Frees the zombies that nobody holds any more; returns their bytes.
+    pub fn reap(&self) -> u64 {
+        if self.zombie_bytes() == 0 && lock(&self.zombies).is_empty() {
+            return 0;
+        }
+        let mut freed = 0;
+        lock(&self.zombies).retain(|zombie| {
+            let free = zombie.is_free();
+            if free {
+                freed += zombie.bytes;
+            }
+            !free
+        });
+        if freed > 0 {
+            self.zombie_bytes.fetch_sub(freed, Ordering::AcqRel);
+            self.release(freed);
+        }
+        freed
+    }
+
+    /// `reap`, where that is quick.
+    pub fn reap_some(&self) {
+        if lock(&self.zombies).len() <= ZOMBIES_QUICK {
+            self.reap();
+        }
+    }
+
+    /// Bytes that somebody waits for.
+    pub fn wanted(&self) -> u64 {
+        self.wanted_bytes.iter().map(|w| w.load(Ordering::Acquire)).sum()
+    }
+
+    /// Whether a writer waits, who should not wait for a disk.
+    pub fn is_urgent(&self) -> bool {
+        self.wanted_bytes[0].load(Ordering::Acquire) > 0
+    }
+
+    /// Somebody waits for room until the guard is dropped.
+    pub fn want(&self, bytes: u64, patient: bool) -> Wanting<'_> {
+        let wanted = &self.wanted_bytes[usize::from(patient)];
+        wanted.fetch_add(bytes, Ordering::AcqRel);
+        Wanting { wanted, bytes }
+    }
+
+    /// The evictor could not make the room that was wanted.
+    pub fn note_stuck(&self, pass: u64) {
+        self.stuck_pass.store(pass, Ordering::Release);
+    }
+
+    /// Whether a pass that began after `pass` could not.
+    pub fn is_stuck_since(&self, pass: u64) -> bool {
+        self.stuck_pass.load(Ordering::Acquire) > pass
+    }
+
+    /// Whether new blocks may come.
+    pub fn is_open(&self) -> bool {
+        match &*lock(&self.health) {
+            Health::Good => true,
+            Health::Full(until) => Instant::now() >= *until,
+            Health::Failed(_) => false,
+        }
+    }
+
+    /// Why it takes no new blocks; empty when it does.
+    pub fn trouble(&self) -> String {
+        match &*lock(&self.health) {
+            Health::Full(until) if Instant::now() < *until => {
+                format!("the file system of {} is full below the quota of {} bytes", self.path.display(), self.quota_bytes)
+            }
+            Health::Failed(why) => why.clone(),
+            _ => String::new(),
+        }
+    }
+
+    /// An operation on its files failed: unless the error is of another kind, it takes no new blocks from now on. A MEM folder
+    /// that is full is just full.
+    pub fn note_error(&self, e: &Error) {
+        let mut health = lock(&self.health);
+        match e.kind() {
+            ErrorKind::NoSpace if matches!(*health, Health::Good) => *health = Health::Full(Instant::now() + FULL_FOR),
+            ErrorKind::ReadOnly | ErrorKind::Internal | ErrorKind::PermissionDenied if !matches!(*health, Health::Failed(_)) => {
+                FAILED.inc();
+                tracing::error!(error = %e, dir = %self.path.display(), "a tier folder is taken out: it gets no new blocks until the worker is started again");
+                *health = Health::Failed(e.message().to_owned());
+            }
+            _ => {}
+        }
+    }
+
+    /// Notices a disk that fills up beside us, before a write does.
+    pub fn check_reserve(&self) {
+        if self.medium != Medium::Mem
+            && self.reserve_bytes > 0
+            && statfs(&self.path).is_ok_and(|s| s.blocks_available() * s.block_size() as u64 <= self.reserve_bytes)
+        {
+            self.note_error(&err!(NoSpace, "reserve"));
+        }
+    }
+}
+
+/// Errors: `NoSpace` when the file system can never hold the quota beside the reserve.
+fn check_disk(path: &Path, quota_bytes: u64, reserve_bytes: u64) -> Result<()> {
+    let s = statfs(path).map_err(|e| Error::io(path.display(), &e.into()))?;
+    let size = s.blocks() * s.block_size() as u64;
+    if quota_bytes.saturating_add(reserve_bytes) > size {
+        return Err(err!(
+            NoSpace,
+            "{}: a quota of {quota_bytes} bytes with a reserve of {reserve_bytes} is more than its file system has ({size}): lower the quota",
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+fn beside(dir: &Path, suffix: &str) -> PathBuf {
+    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    dir.with_file_name(format!("{name}.{suffix}"))
+}
+
+/// The lock is beside the folder: a tmpfs mounted on it would hide a lock inside.
+fn lock_beside(dir: &Path) -> Result<Flock<File>> {
+    let path = beside(dir, "lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(at(path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| err!(Busy, "{} belongs to a running worker: stop it first, or give this one another folder", dir.display()))
+}
+
+/// Errors: `NoSpace` when the machine or its cgroup cannot hold the quota.
+pub fn check_memory(quota_bytes: u64) -> Result<()> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).map(|kb| kb * 1024);
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = limits.iter().find_map(|p| std::fs::read_to_string(p).ok()?.trim().parse::<u64>().ok());
+    let room = total.into_iter().chain(limit).min().unwrap_or(u64::MAX);
+    if quota_bytes > room {
+        return Err(err!(NoSpace, "the MEM tier may use {quota_bytes} bytes, and this machine (or its cgroup) has {room}: lower worker.mem_quota"));
+    }
+    Ok(())
+}
+
+fn mount_tmpfs(dir: &Path, quota_bytes: u64) -> nix::Result<()> {
+    // Huge pages are counted whole, and a page is being stored while its predecessor is being evicted.
+    let size = quota_bytes + quota_bytes / 50 + (64 << 20);
+    let inodes = (quota_bytes / (16 << 10)).max(100_000);
+    let again = is_mount_point(dir) && is_tmpfs(dir);
+    for swap in [",noswap", ""] {
+        let options = format!("size={size},nr_inodes={inodes},mode=0700,huge=within_size{swap}");
+        let flags = if again { FLAGS | MsFlags::MS_REMOUNT } else { FLAGS };
+        match mount(Some("forebay-mem"), dir, Some("tmpfs"), flags, Some(options.as_str())) {
+            Ok(()) => return Ok(()),
+            // A remount cannot turn noswap on; what is mounted already is good.
+            Err(nix::errno::Errno::EINVAL) if swap.is_empty() && again => return Ok(()),
+            Err(nix::errno::Errno::EINVAL) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(nix::errno::Errno::EINVAL)
+}
+
+fn mount_read_only(from: &Path, to: &Path) -> Result<PathBuf> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(at(to.display()))?;
+    while is_mount_point(to) && umount2(to, MntFlags::MNT_DETACH).is_ok() {}
+    let os = |e: nix::errno::Errno| Error::io("mounting", &e.into());
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(os)?;
+    let read_only = FLAGS | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    if let Err(e) = mount(None::<&str>, to, None::<&str>, read_only, None::<&str>) {
+        let _ = umount2(to, MntFlags::MNT_DETACH);
+        return Err(os(e));
+    }
+    Ok(to.to_owned())
+}
