@@ -40,8 +40,15 @@ impl<'a> Pieces<'a> {
         if self.ahead.is_empty() {
             let (block, range) = self.reader.within_block(self.position, self.piece_length());
             if self.reader.held(block).is_none() {
-                // Whatever goes wrong is met again on the other ways.
-                let _ = self.reader.make_present(block, range.clone(), range.clone()).await;
+                // Whatever goes wrong is met again on the other ways, where there are any: an under store that fails this worker
+                // after all its retries is not asked through the same worker again.
+                let made = self.reader.make_present(block, range.clone(), range.clone()).await;
+                if let Err(e) = made
+                    && e.kind() == ErrorKind::UnderStore
+                    && self.reader.located().blocks.get(block).is_some_and(|b| b.locations.len() <= 1)
+                {
+                    return Err(e.context(format!("reading {}", self.reader.path)));
+                }
             }
             if self.reader.held(block).is_some() {
                 self.reader.fill_ahead(self.position, (range.end - range.start) as usize, self.end).await;

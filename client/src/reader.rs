@@ -25,6 +25,8 @@ pub(crate) const REQUEST_BYTES: u64 = 2 << 20;
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
 /// Bytes that one request of `load` asks for.
 const LOAD_BYTES: u64 = 16 << 20;
+/// Rounds over all sources in which the under store failed, before a read gives up.
+const STORE_ROUNDS: u32 = 1;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -303,12 +305,16 @@ impl FileReader {
     async fn read_slowly(&self, block: usize, range: Range<u64>, out: &mut [u8]) -> Result<()> {
         let deadline = Instant::now() + self.inner.master.timeout();
         let mut backoff = BACKOFF_MIN;
+        let mut refused_by_store = 0;
         loop {
             let error = match self.try_sources(block, range.clone(), out).await {
                 Ok(()) => return Ok(()),
                 Err(e) => e,
             };
-            if matches!(error.kind(), ErrorKind::FileChanged) || !error.is_retryable() || Instant::now() + backoff >= deadline {
+            // What an under store could not give was tried often enough by the worker and by the store's own layers.
+            refused_by_store += u32::from(error.kind() == ErrorKind::UnderStore);
+            let over = Instant::now() + backoff >= deadline || refused_by_store >= STORE_ROUNDS;
+            if matches!(error.kind(), ErrorKind::FileChanged) || !error.is_retryable() || over {
                 return Err(error.context(format!("reading {}", self.path)));
             }
             tracing::debug!(error = %error, path = %self.path, "no source answered; the file is looked up again");

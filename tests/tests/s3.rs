@@ -151,6 +151,8 @@ async fn faults_of_the_store() {
     let bytes = pattern(3, 0, 3_000_000);
     put_behind(&s3, "cached", bytes.clone()).await;
     put_behind(&s3, "cold", bytes.clone()).await;
+    put_behind(&s3, "cold-too", bytes.clone()).await;
+    assert!(fs.exists(&p("/s3/cold-too")).await.unwrap());
     assert!(read_all(&fs, "/s3/cached").await.unwrap() == bytes);
     let quick = FileSystem::connect(&forebay_common::config::ClientConfig { call_timeout_ms: 20_000, ..cluster.client_config() }).await.unwrap();
     // Now and then: retries get through.
@@ -172,6 +174,12 @@ async fn faults_of_the_store() {
         }
         let asked = proxy.counts().0 - before;
         assert!(asked <= 40, "{fault:?}: {asked} requests for two lookups: retries are bounded");
+        // A file that is known and not cached: bounded as well, long before the client's own patience ends.
+        let before = proxy.counts().0;
+        let error = read_all(&fs, "/s3/cold-too").await.unwrap_err();
+        assert!(!matches!(error.kind(), ErrorKind::NotFound) && error.message().contains("s3://bucket"), "{fault:?}: {error}");
+        let asked = proxy.counts().0 - before;
+        assert!(asked <= 120, "{fault:?}: {asked} requests for one read: retries are bounded");
         assert!(read_all(&quick, "/s3/cached").await.unwrap_or_else(|e| panic!("{fault:?}: {e}")) == bytes, "what is cached is served");
     }
     proxy.set(Fault::None, 1);

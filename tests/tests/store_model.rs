@@ -217,8 +217,8 @@ impl Model {
             let Ok(file) = File::options().read(true).write(true).open(path) else { continue };
             let bit = self.rng.random_range(0..file.metadata().unwrap().len().max(1) * 8);
             let mut byte = [0];
-            if file.read_exact_at(&mut byte, bit / 8).is_ok() {
-                file.write_all_at(&[byte[0] ^ 1 << (bit % 8)], bit / 8).unwrap();
+            // In a hole of a file on a full disk no bit can flip.
+            if file.read_exact_at(&mut byte, bit / 8).is_ok() && file.write_all_at(&[byte[0] ^ 1 << (bit % 8)], bit / 8).is_ok() {
                 let name = path.file_stem().unwrap().to_string_lossy().into_owned();
                 self.damaged.insert(u64::from_str_radix(&name, 16).unwrap());
             }

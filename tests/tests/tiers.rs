@@ -239,6 +239,11 @@ async fn pinned_files_stay() {
     pass_by(&cluster).await;
     cluster.counters_arrived().await;
     assert_eq!(percent(&cluster), 100);
+    // What does not fit is not called loaded.
+    let load = cluster.run(&["fs", "load", "/m", "--json"]);
+    let said: serde_json::Value =
+        serde_json::from_slice(load.stdout.split(|b| *b == b'}').next().map(|s| [s, b"}"].concat()).unwrap().as_slice()).unwrap();
+    assert!(load.status.code() == Some(1) && said["cached_in_part"].as_u64() > Some(10) && said["failed"] == 0, "{said}");
     cluster.ok(&["fs", "unpin", "/m"]);
     cluster.counters_arrived().await;
     eventually("let go, it leaves", 30, async || {

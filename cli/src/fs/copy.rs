@@ -9,7 +9,7 @@ use serde_json::json;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bytes read from a local file at once.
@@ -235,11 +235,16 @@ pub async fn cp(fs: &FileSystem, source: &AbsPath, target: &AbsPath, force: bool
     tally.show("copied", output)
 }
 
+/// Files that `load` looks at once more, and how long it waits for their workers' reports.
+const CHECKED_MAX: usize = 1_000;
+const REPORTED_WITHIN: Duration = Duration::from_secs(3);
+
 pub async fn load(fs: &FileSystem, path: &AbsPath, output: Output) -> Result<()> {
     let entries: Vec<_> = fs.list(path, true).await?.into_iter().filter(|e| !e.folder).collect();
     let bar = output.progress("load", entries.iter().map(|e| e.length).sum());
     let mut tally = Tally::new();
     let mut failures = Vec::new();
+    let mut loaded: Vec<(AbsPath, u64)> = Vec::new();
     let mut waiting = entries.into_iter();
     let mut running = tokio::task::JoinSet::new();
     loop {
@@ -250,26 +255,58 @@ pub async fn load(fs: &FileSystem, path: &AbsPath, output: Output) -> Result<()>
                 let path = AbsPath::parse(&entry.path)?;
                 let file = fs.open(&path).await?;
                 file.load(|bytes| bar.inc(bytes)).await?;
-                Ok::<u64, forebay_common::Error>(entry.length)
+                Ok::<_, forebay_common::Error>((path, entry.length))
             });
         }
         match running.join_next().await {
             None => break,
-            Some(Ok(Ok(length))) => {
+            Some(Ok(Ok((path, length)))) => {
                 tally.files += 1;
                 tally.bytes += length;
+                loaded.push((path, length));
             }
             Some(Ok(Err(e))) => failures.push(e),
             Some(Err(e)) => failures.push(err!(Internal, "load task: {e}")),
         }
     }
     bar.finish_and_clear();
+    loaded.truncate(CHECKED_MAX);
+    let partly = not_wholly_cached(fs, loaded).await?;
     for failure in failures.iter().take(10) {
         eprintln!("forebay: {failure}");
     }
-    tally.show("loaded", output)?;
-    match failures.len() {
-        0 => Ok(()),
-        n => Err(err!(UnderStore, "{n} files were not loaded")),
+    for (path, cached, length) in partly.iter().take(10) {
+        eprintln!("forebay: {path} is cached in part, {} of {}: the tiers have no room for all of it", bytes(*cached), bytes(*length));
+    }
+    let seconds = tally.started.elapsed().as_secs_f64();
+    let missing: u64 = partly.iter().map(|(_, cached, length)| length - cached).sum();
+    let json = json!({
+        "files": tally.files, "bytes": tally.bytes, "cached_bytes": tally.bytes - missing, "seconds": seconds,
+        "failed": failures.len(), "cached_in_part": partly.len(),
+    });
+    output.show(&json, || tally.show("loaded", Output { json: false }))?;
+    match (failures.len(), partly.len()) {
+        (0, 0) => Ok(()),
+        (0, n) => Err(err!(NoSpace, "{n} files are cached in part")),
+        (n, _) => Err(err!(Unavailable, "{n} files were not loaded")),
+    }
+}
+
+/// Files of which less is cached than there is: path, cached bytes, length. Workers report a moment later.
+async fn not_wholly_cached(fs: &FileSystem, mut files: Vec<(AbsPath, u64)>) -> Result<Vec<(AbsPath, u64, u64)>> {
+    let deadline = Instant::now() + REPORTED_WITHIN;
+    loop {
+        let mut partly = Vec::new();
+        for (path, length) in files {
+            let status = fs.get_status_with_blocks(&path, true).await?.status.unwrap_or_default();
+            if status.cached_bytes < length {
+                partly.push((path, status.cached_bytes, length));
+            }
+        }
+        if partly.is_empty() || Instant::now() >= deadline {
+            return Ok(partly);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        files = partly.into_iter().map(|(path, _, length)| (path, length)).collect();
     }
 }
