@@ -147,6 +147,8 @@ impl Error {
     pub fn io(doing: impl fmt::Display, source: &std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
         let kind = match source.kind() {
+            // A shortage of this process, which says nothing of the file.
+            _ if matches!(source.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE | nix::libc::ENOMEM)) => ErrorKind::LimitExceeded,
             Io::NotFound => ErrorKind::NotFound,
             Io::AlreadyExists => ErrorKind::AlreadyExists,
             Io::PermissionDenied => ErrorKind::PermissionDenied,

@@ -204,6 +204,7 @@ impl Model {
         dirs.flat_map(|d| std::fs::read_dir(d).unwrap().flatten().collect::<Vec<_>>())
             .filter_map(|shard| std::fs::read_dir(shard.path()).ok())
             .flat_map(|files| files.flatten().map(|f| f.path()).collect::<Vec<_>>())
+            .filter(|f| f.extension().is_some_and(|e| e != "damaged"))
             .collect()
     }
 

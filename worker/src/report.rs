@@ -4,6 +4,7 @@
 //! keys, the mounts with their credentials, and blocks to drop. A report that did not arrive is sent again.
 
 use crate::core::Core;
+use crate::store::Changed;
 use crate::{ufs_read, write};
 use forebay_common::limits::REPORT_BATCH_BLOCKS;
 use forebay_common::token::TokenKey;
@@ -136,7 +137,7 @@ impl Heartbeat {
                 counters: counters(),
             };
             let answer = client.register(request).await.map_err(|s| master.failed(&s))?.into_inner();
-            self.take(answer);
+            self.take(answer).await;
             self.core.store.note_all_changed();
             *known = true;
         }
@@ -147,11 +148,11 @@ impl Heartbeat {
             Ok(answer) => {
                 let answer = answer.into_inner();
                 *known = !answer.register_again;
-                self.take(answer);
+                self.take(answer).await;
                 Ok(())
             }
             Err(status) => {
-                self.core.store.put_changed_back(changed.into_iter().map(|(id, ..)| id));
+                self.core.store.put_changed_back(changed.into_iter().map(|c| c.id));
                 // The lost answer may have carried deletions: what no file has is reported, and ordered deleted again.
                 self.core.store.note_all_changed();
                 self.core.reporter.changed_files.lock().unwrap_or_else(|e| e.into_inner()).extend(changed_files);
@@ -160,7 +161,7 @@ impl Heartbeat {
         }
     }
 
-    fn request(&self, changed: &[(BlockId, u64, &'static str)], changed_files: Vec<ChangedFile>) -> HeartbeatRequest {
+    fn request(&self, changed: &[Changed], changed_files: Vec<ChangedFile>) -> HeartbeatRequest {
         HeartbeatRequest {
             cluster_secret: self.core.master.secret(),
             worker_id: self.core.id.get(),
@@ -168,7 +169,7 @@ impl Heartbeat {
             tiers: self.core.store.usage(),
             changed: changed
                 .iter()
-                .map(|(id, cached_bytes, tier)| ReportedBlock { block_id: id.get(), cached_bytes: *cached_bytes, tier: (*tier).into() })
+                .map(|c| ReportedBlock { block_id: c.id.get(), cached_bytes: c.cached_bytes, tier: c.tier.into(), pinned: c.pinned })
                 .collect(),
             counters: counters(),
             now_ms: clock::now_ms(),
@@ -177,15 +178,21 @@ impl Heartbeat {
         }
     }
 
-    fn take(&self, answer: HeartbeatResponse) {
+    async fn take(&self, answer: HeartbeatResponse) {
         self.core.keys.set(answer.keys.into_iter().map(|k| TokenKey { id: k.id, secret: k.secret.to_vec() }).collect());
         self.core.mounts.set(answer.mounts.into_iter().map(|m| (MountId(m.mount_id), m.uri, m.options.into_iter().collect())).collect());
-        // In this order: of two orders about one block, letting go came later only if it was asked for later, and then pinning is
-        // not asked for again.
-        answer.pin_blocks.iter().for_each(|block| self.core.store.set_pinned(BlockId(*block), true));
-        answer.unpin_blocks.iter().for_each(|block| self.core.store.set_pinned(BlockId(*block), false));
-        for block in answer.delete_blocks {
-            self.core.store.remove(BlockId(block));
+        let store = self.core.store.clone();
+        // Headers may have to be read for it, off a disk.
+        let orders = tokio::task::spawn_blocking(move || {
+            // The master names each block once, with what counts last.
+            answer.pin_blocks.iter().for_each(|block| store.set_pinned(BlockId(*block), true));
+            answer.unpin_blocks.iter().for_each(|block| store.set_pinned(BlockId(*block), false));
+            for block in &answer.delete_blocks {
+                store.remove(BlockId(*block));
+            }
+        });
+        if let Err(e) = orders.await {
+            tracing::error!(error = %e, "orders of the master were not carried out; they come again with the next report");
         }
     }
 }

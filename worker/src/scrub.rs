@@ -12,8 +12,8 @@ counter!(SCRUBBED, "forebay_worker_scrubbed_bytes_total", "bytes that the scrubb
 
 /// Runs until shutdown.
 pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
-    let adopted = core.store.clone();
-    let adopt = tokio::task::spawn_blocking(move || while adopted.adopt_some() > 0 {});
+    let (adopted, stop) = (core.store.clone(), shutdown.clone());
+    let adopt = tokio::task::spawn_blocking(move || while !stop.is_cancelled() && adopted.adopt_some() > 0 {});
     tokio::select! {
         () = shutdown.cancelled() => return,
         _ = adopt => {}

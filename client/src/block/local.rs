@@ -124,10 +124,12 @@ impl LocalBlock {
     /// written before them.
     fn refresh(&self) {
         let Files::Disk { head, known, .. } = &self.files else { return };
+        // Held over the read: an older reading never takes the place of a newer one.
+        let mut known = known.write().unwrap_or_else(|e| e.into_inner());
         let mut raw = vec![0; self.header.file_bytes()];
         let (bits, crcs) = raw.split_at_mut(self.header.crc_offset(0));
         if head.read_exact_at(bits, 0).and_then(|()| head.read_exact_at(crcs, self.header.crc_offset(0) as u64)).is_ok() {
-            *known.write().unwrap_or_else(|e| e.into_inner()) = raw;
+            *known = raw;
         }
     }
 

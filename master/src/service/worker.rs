@@ -58,24 +58,24 @@ impl Service {
         for counter in std::mem::take(&mut orders.increments) {
             core.metrics.add(&counter.name, counter.value);
         }
+        // Before the view is taken: who changes a pin from now on finds these holders.
+        for block in &request.changed {
+            core.soft.blocks.report(worker, BlockId(block.block_id), block.cached_bytes, tier_name(&block.tier));
+        }
         let view = core.store.view();
         let any_pinned = view.counters()?.pinned_files > 0;
-        for block in &request.changed {
+        for block in request.changed.iter().filter(|b| b.cached_bytes > 0) {
             let id = BlockId(block.block_id);
-            let owner = if block.cached_bytes > 0 { view.block_owner(id)? } else { None };
-            if block.cached_bytes > 0 && owner.is_none() {
+            let Some(owner) = view.block_owner(id)? else {
                 UNKNOWN.inc();
                 orders.deletes.push(id.get());
                 core.soft.blocks.report(worker, id, 0, "MEM");
-            } else {
-                core.soft.blocks.report(worker, id, block.cached_bytes, tier_name(&block.tier));
-                // A worker that was started again, or fetches a block for the first time, has not heard of it.
-                if any_pinned
-                    && let Some(owner) = owner
-                    && view.inode(owner)?.is_some_and(|(_, inode)| inode.pinned)
-                {
-                    orders.pins.push((id.get(), true));
-                }
+                continue;
+            };
+            // A worker that was started again, or missed an order, is told how it is.
+            let pinned = any_pinned && view.inode(owner)?.is_some_and(|(_, inode)| inode.pinned);
+            if pinned != block.pinned {
+                orders.pins.insert(id.get(), pinned);
             }
         }
         for file in &request.changed_files {

@@ -19,7 +19,8 @@ struct Worker {
     skew_ms: i64,
     warnings: Vec<String>,
     deletes: VecDeque<u64>,
-    pins: VecDeque<(u64, bool)>,
+    /// The last word about each block.
+    pins: HashMap<u64, bool>,
     counters: HashMap<String, u64>,
     lost: bool,
 }
@@ -41,7 +42,7 @@ pub struct Orders {
     /// Blocks to drop.
     pub deletes: Vec<u64>,
     /// Blocks to pin, or to let go.
-    pub pins: Vec<(u64, bool)>,
+    pub pins: HashMap<u64, bool>,
     /// What the worker's counters have grown by.
     pub increments: Vec<NamedValue>,
 }
@@ -65,7 +66,7 @@ impl Registry {
             skew_ms: 0,
             warnings: Vec::new(),
             deletes: VecDeque::new(),
-            pins: VecDeque::new(),
+            pins: HashMap::new(),
             counters,
             lost: false,
         };
@@ -92,14 +93,15 @@ impl Registry {
             }
         }
         let count = worker.deletes.len().min(DELETES_PER_HEARTBEAT);
-        let pins = worker.pins.len().min(DELETES_PER_HEARTBEAT);
-        Some(Orders { deletes: worker.deletes.drain(..count).collect(), pins: worker.pins.drain(..pins).collect(), increments })
+        let pinned: Vec<u64> = worker.pins.keys().take(DELETES_PER_HEARTBEAT).copied().collect();
+        let pins = pinned.into_iter().filter_map(|id| worker.pins.remove_entry(&id)).collect();
+        Some(Orders { deletes: worker.deletes.drain(..count).collect(), pins, increments })
     }
 
     /// Has a worker keep a block whatever happens, or let it go.
     pub fn queue_pin(&self, worker: WorkerId, block: BlockId, pinned: bool) {
         if let Some(worker) = self.workers.write().unwrap_or_else(|e| e.into_inner()).get_mut(&worker) {
-            worker.pins.push_back((block.get(), pinned));
+            worker.pins.insert(block.get(), pinned);
         }
     }
 

@@ -7,71 +7,111 @@ use super::block_file::paths;
 use super::dir::Dir;
 use forebay_common::error::at;
 use forebay_common::{BlockId, Result, err};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What the folder holds, and in which version. Beside it, each block's header has a version of its own.
 const FORMAT: &str = "forebay blocks 1\n";
 
-/// Blocks whose names are known and nothing else yet.
+/// How the names of files end that were set aside.
+const DAMAGED: &str = "damaged";
+
+/// Blocks of which only names and sizes are known yet. What their files occupy is in their folder's accounting already.
 #[derive(Default)]
 pub struct Unread {
-    blocks: Mutex<HashMap<BlockId, Arc<Dir>>>,
+    blocks: Mutex<Blocks>,
     left: AtomicUsize,
 }
 
+#[derive(Default)]
+struct Blocks {
+    places: HashMap<BlockId, Place>,
+    /// In the order in which they are read: the fastest tier first.
+    order: VecDeque<BlockId>,
+}
+
+/// Where a block is, and what was charged for it.
+#[derive(Clone)]
+pub struct Place {
+    pub dir: Arc<Dir>,
+    pub charged_bytes: u64,
+}
+
 impl Unread {
-    /// Where a block is that nobody has read yet; whoever gets the answer reads it.
-    pub fn take(&self, id: BlockId) -> Option<Arc<Dir>> {
+    fn blocks(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Where a block is that nobody has read yet; whoever gets the answer reads it, and releases what was charged.
+    pub fn take(&self, id: BlockId) -> Option<Place> {
         if self.left.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let mut blocks = self.blocks.lock().unwrap_or_else(|e| e.into_inner());
-        let dir = blocks.remove(&id);
-        self.left.store(blocks.len(), Ordering::Release);
-        dir
+        let mut blocks = self.blocks();
+        let place = blocks.places.remove(&id);
+        self.left.store(blocks.places.len(), Ordering::Release);
+        place
     }
 
-    /// Some that are left.
-    pub fn some(&self, count: usize) -> Vec<BlockId> {
-        self.blocks.lock().unwrap_or_else(|e| e.into_inner()).keys().take(count).copied().collect()
+    /// It could not be read this time.
+    pub fn put_back(&self, id: BlockId, place: Place) {
+        let mut blocks = self.blocks();
+        blocks.places.insert(id, place);
+        self.left.store(blocks.places.len(), Ordering::Release);
     }
 
-    /// How many are left.
-    pub fn left(&self) -> usize {
-        self.left.load(Ordering::Acquire)
+    /// The next ones to be read. Each is named once: one that cannot be read waits until it is asked for.
+    pub fn next(&self, count: usize) -> Vec<BlockId> {
+        let mut blocks = self.blocks();
+        let count = count.min(blocks.order.len());
+        blocks.order.drain(..count).collect()
     }
 
     /// Reads the names in a folder. Errors: another version of Forebay wrote it.
     pub fn scan(&self, dir: &Arc<Dir>) -> Result<()> {
         check_format(dir.path())?;
-        let mut blocks = self.blocks.lock().unwrap_or_else(|e| e.into_inner());
+        let mut blocks = self.blocks();
         let mut removed = 0u64;
         for shard in std::fs::read_dir(dir.path()).map_err(at(dir.path().display()))?.flatten() {
             let Ok(files) = std::fs::read_dir(shard.path()) else { continue };
             let names: HashSet<String> = files.flatten().map(|f| f.file_name().to_string_lossy().into_owned()).collect();
             for name in &names {
-                let Some((stem, extension)) = name.split_once('.') else { continue };
+                let Some((stem, extension)) = name.split_once('.').filter(|(_, e)| !e.ends_with(DAMAGED)) else { continue };
                 let Some(id) = u64::from_str_radix(stem, 16).ok().map(BlockId) else { continue };
                 let whole = names.contains(&format!("{stem}.data")) && names.contains(&format!("{stem}.head"));
                 if !whole {
                     removed += 1;
                     let _ = std::fs::remove_file(shard.path().join(name));
-                } else if extension == "head" && blocks.contains_key(&id) {
+                } else if extension == "head" && blocks.places.contains_key(&id) {
                     // It was being moved when the worker stopped: the copy in the faster tier stays.
                     removed += 1;
                     let (data, head) = paths(dir.path(), id);
                     let _ = (std::fs::remove_file(data), std::fs::remove_file(head));
                 } else if extension == "head" {
-                    blocks.insert(id, dir.clone());
+                    let (data, head) = paths(dir.path(), id);
+                    let charged_bytes = [data, head].iter().map(|f| f.metadata().map_or(0, |m| m.blocks() * 512)).sum();
+                    dir.charge(charged_bytes);
+                    blocks.places.insert(id, Place { dir: dir.clone(), charged_bytes });
+                    blocks.order.push_back(id);
                 }
             }
         }
-        self.left.store(blocks.len(), Ordering::Release);
-        tracing::info!(dir = %dir.path().display(), blocks = blocks.len(), removed, "names of an earlier start's blocks are read");
+        self.left.store(blocks.places.len(), Ordering::Release);
+        tracing::info!(dir = %dir.path().display(), blocks = blocks.places.len(), removed, "names of an earlier start's blocks are read");
         Ok(())
+    }
+}
+
+/// Sets the files of a block aside that cannot be read and may be the only ones: for a person to look at.
+pub fn set_aside(dir: &Dir, id: BlockId) {
+    let (data, head) = paths(dir.path(), id);
+    for path in [data, head] {
+        let mut aside = path.clone().into_os_string();
+        aside.push(format!(".{DAMAGED}"));
+        let _ = std::fs::rename(&path, aside);
     }
 }
 

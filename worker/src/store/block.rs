@@ -56,6 +56,11 @@ impl Block {
         self.pinned.swap(pinned, Ordering::AcqRel)
     }
 
+    /// Whether it is pinned.
+    pub fn is_pinned(&self) -> bool {
+        self.pinned.load(Ordering::Acquire)
+    }
+
     /// Its open files, locked: whoever opens them does it once.
     pub fn open_files(&self) -> MutexGuard<'_, Weak<BlockFile>> {
         self.open.lock().unwrap_or_else(|e| e.into_inner())

@@ -7,7 +7,7 @@
 use super::block::Block;
 use super::dir::Dir;
 use bytes::{Bytes, BytesMut};
-use forebay_common::block_header::{FIXED_BYTES, Header};
+use forebay_common::block_header::{FIXED_BYTES, FLAG_ONLY_COPY, Header};
 use forebay_common::config::Medium;
 use forebay_common::error::at;
 use forebay_common::limits::CHUNK_SIZE_BYTES;
@@ -165,6 +165,14 @@ impl BlockFile {
         })
     }
 
+    /// Whether files that cannot be believed may be the only copy of their bytes: the header says so, or says nothing.
+    pub fn may_be_only_copy(dir: &Dir, block: forebay_common::BlockId) -> bool {
+        let (_, head_path) = paths(dir.path(), block);
+        let mut raw = [0; FIXED_BYTES];
+        let read = File::open(&head_path).and_then(|head| head.read_exact_at(&mut raw, 0));
+        read.is_err() || Header::decode(&raw).map_or(true, |header| header.flags & FLAG_ONLY_COPY != 0)
+    }
+
     /// Ends a block under construction: writes its header, with every page present. Its CRCs were taken from the bytes as
     /// they came, so its chunks count as verified.
     /// Bytes that are nowhere else are on the disk, where there is one, when this returns.
@@ -274,6 +282,12 @@ impl BlockFile {
         }
         self.verified[chunk / 64].fetch_or(1 << (chunk % 64), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Compares the chunks of a range with their CRCs that were not compared yet.
+    pub fn verify_range(&self, offset: u64, length: usize) -> Result<()> {
+        let chunks = offset as usize / CHUNK_SIZE_BYTES..(offset as usize + length).div_ceil(CHUNK_SIZE_BYTES);
+        chunks.into_iter().try_for_each(|chunk| self.verify_chunk(chunk))
     }
 
     /// Compares every present chunk with its CRC, those verified before included.

@@ -28,6 +28,8 @@ counter!(FAILED, "forebay_worker_tier_dirs_failed_total", "folders of tiers take
 /// How long a folder whose file system is full below its quota takes no new blocks.
 const FULL_FOR: Duration = Duration::from_secs(10);
 
+/// How long a folder in which nothing could be evicted is passed over.
+const STUFFED_FOR: Duration = Duration::from_secs(2);
 /// Zombies whose probing takes less than a block's eviction.
 const ZOMBIES_QUICK: usize = 64;
 
@@ -70,6 +72,7 @@ pub struct Dir {
     /// Bytes waited for: by writers, and by fills, which can wait longer.
     wanted_bytes: [AtomicU64; 2],
     stuck_pass: AtomicU64,
+    stuck_at: Mutex<Option<Instant>>,
     /// Blocks in it.
     pub blocks: AtomicU64,
     _lock: Flock<File>,
@@ -197,6 +200,7 @@ impl Dir {
             policy: Mutex::new(evict::new(config.evict_policy)),
             wanted_bytes: [AtomicU64::new(0), AtomicU64::new(0)],
             stuck_pass: AtomicU64::new(0),
+            stuck_at: Mutex::default(),
             blocks: AtomicU64::new(0),
             _lock: lock,
         })
@@ -294,8 +298,9 @@ impl Dir {
             !free
         });
         if freed > 0 {
-            self.zombie_bytes.fetch_sub(freed, Ordering::AcqRel);
+            // In this order: who sees no zombies any more sees the room as well.
             self.release(freed);
+            self.zombie_bytes.fetch_sub(freed, Ordering::AcqRel);
         }
         freed
     }
@@ -326,7 +331,13 @@ impl Dir {
 
     /// The evictor could not make the room that was wanted.
     pub fn note_stuck(&self, pass: u64) {
+        *lock(&self.stuck_at) = Some(Instant::now());
         self.stuck_pass.store(pass, Ordering::Release);
+    }
+
+    /// Whether what is in it had to stay a moment ago, and leaves no room: a new block does better elsewhere.
+    pub fn is_stuffed(&self) -> bool {
+        lock(&self.stuck_at).is_some_and(|at| at.elapsed() < STUFFED_FOR) && self.free_bytes() < self.quota_bytes() / 100
     }
 
     /// Whether a pass that began after `pass` could not.
@@ -359,7 +370,7 @@ impl Dir {
     pub fn note_error(&self, e: &Error) {
         let mut health = lock(&self.health);
         match e.kind() {
-            ErrorKind::NoSpace if matches!(*health, Health::Good) => *health = Health::Full(Instant::now() + FULL_FOR),
+            ErrorKind::NoSpace if !matches!(*health, Health::Failed(_)) => *health = Health::Full(Instant::now() + FULL_FOR),
             ErrorKind::ReadOnly | ErrorKind::Internal | ErrorKind::PermissionDenied if !matches!(*health, Health::Failed(_)) => {
                 FAILED.inc();
                 tracing::error!(error = %e, dir = %self.path.display(), "a tier folder is taken out: it gets no new blocks until the worker is started again");

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 counter!(PROMOTIONS_DROPPED, "forebay_worker_promotions_dropped_total", "blocks not moved up because too many were waiting for it");
 
+counter!(PANICS, "forebay_worker_evictor_panics_total", "passes of the evictor that failed by a mistake of ours");
+
 /// Without being woken: zombies are looked at this often.
 const IDLE: Duration = Duration::from_millis(200);
 /// One pass over a folder evicts a few times what it needs and no more: where readers hold everything, evicting all of it at
@@ -86,16 +88,23 @@ pub fn run(store: &Weak<BlockStore>, signal: &Arc<Signal>) {
             (state.begun, state.promotions.pop_front())
         };
         let Some(store) = store.upgrade() else { return };
-        // The slowest first, so that what is moved down finds room.
-        for (i, tier) in store.tiers.iter().enumerate().rev() {
-            for dir in &tier.dirs {
-                store.relieve(i, dir, begun);
+        let pass = || {
+            // The slowest first, so that what is moved down finds room.
+            for (i, tier) in store.tiers.iter().enumerate().rev() {
+                tier.dirs.iter().for_each(|dir| store.relieve(i, dir, begun));
             }
-        }
-        if let Some(id) = promotion
-            && let Err(e) = store.promote(id)
-        {
-            tracing::warn!(block = %id, error = %e, "a hot block was not moved up");
+            signal.done.notify_all();
+            if let Some(id) = promotion
+                && let Err(e) = store.promote(id)
+            {
+                tracing::warn!(block = %id, error = %e, "a hot block was not moved up");
+            }
+        };
+        // Without this thread nobody finds room any more.
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(pass)).is_err() {
+            PANICS.inc();
+            tracing::error!("a pass of the evictor failed; it goes on with the next");
+            *super::lock(&store.moving) = None;
         }
         drop(store);
         signal.done.notify_all();
@@ -120,6 +129,8 @@ impl BlockStore {
         while dir.used_bytes() > low && buried < need.saturating_mul(EVICTED_PER_NEED) {
             match self.evict_one(tier, dir) {
                 Some(bytes) => buried += bytes.max(1),
+                // Blocks of an earlier start, not read yet, are in no policy: read some, and look again.
+                None if self.adopt_some() > 0 => {}
                 None => break,
             }
             dir.reap_some();
@@ -165,24 +176,28 @@ impl BlockStore {
         if block.cached_bytes() == 0 {
             return false;
         }
+        let mut evicted = 0;
         while !to.try_reserve(bytes) {
-            if !warm || self.evict_one(tier + 1, to).is_none() || to.free_bytes() + to.zombie_bytes() < bytes {
+            if !warm || evicted >= bytes.saturating_mul(EVICTED_PER_NEED) {
                 return false;
             }
-            to.reap();
+            match self.evict_one(tier + 1, to) {
+                Some(gone) => evicted += gone.max(1),
+                None => return false,
+            }
+            to.reap_some();
         }
         let moved = self.move_block(block, to);
         to.release(bytes);
         moved.unwrap_or_else(|e| {
             tracing::warn!(block = %block.header.block, error = %e, "a block could not be moved down, and is dropped");
-            to.note_error(&e);
             false
         })
     }
 
     /// Moves a block to the first tier, where there is, or can be made, room for it.
     fn promote(&self, id: BlockId) -> Result<bool> {
-        let Some(block) = self.index.get(id).filter(|b| !b.is_only_copy()) else { return Ok(false) };
+        let Some(block) = self.index.get(id).filter(|b| b.evictable().is_some()) else { return Ok(false) };
         let Some(tier) = self.tiers.iter().position(|t| t.dirs.iter().any(|d| Arc::ptr_eq(d, &block.dir))).filter(|t| *t > 0) else {
             return Ok(false);
         };
@@ -209,7 +224,14 @@ impl BlockStore {
     /// swaps the index's entry. Whoever holds the old pair reads on in it. `false`: the block went, or changed, meanwhile.
     fn move_block(&self, block: &Arc<Block>, to: &Arc<Dir>) -> Result<bool> {
         let id = block.header.block;
-        *super::lock(&self.moving) = Some(id);
+        {
+            // Under the lock of its shard: from now on nobody makes new files of this name.
+            let shard = self.index.shard(id);
+            if !shard.get(&id).is_some_and(|b| Arc::ptr_eq(b, block)) {
+                return Ok(false);
+            }
+            *super::lock(&self.moving) = Some(id);
+        }
         let moved = self.copy_and_swap(block, to);
         *super::lock(&self.moving) = None;
         moved
@@ -218,16 +240,29 @@ impl BlockStore {
     fn copy_and_swap(&self, block: &Arc<Block>, to: &Arc<Dir>) -> Result<bool> {
         let id = block.header.block;
         let Some(from) = self.opened(block) else { return Ok(false) };
-        from.verify_all()?;
         super::remove_files(to, id);
-        let copy = BlockFile::create(to, block.header.clone())?;
-        let copied = (0..block.header.pages()).filter(|p| from.has_page(*p)).try_for_each(|page| {
+        let copy = BlockFile::create(to, block.header.clone()).inspect_err(|e| to.note_error(e))?;
+        for page in (0..block.header.pages()).filter(|p| from.has_page(*p)) {
             let (offset, length) = block.header.page_span(page);
-            copy.fill_page(page, &from.bytes(offset, length)?)
-        });
-        if let Err(e) = copied {
-            super::remove_files(to, id);
-            return Err(e);
+            let read = from.verify_range(offset, length).and_then(|()| from.bytes(offset, length));
+            // What the old files say is theirs to answer for; and writers do not wait for a disk.
+            let bytes = match read {
+                Ok(bytes) if !self.dirs().any(|dir| dir.is_urgent()) => bytes,
+                Ok(_) => {
+                    super::remove_files(to, id);
+                    return Ok(false);
+                }
+                Err(e) => {
+                    super::remove_files(to, id);
+                    self.note_read_error(&from, &e);
+                    return Ok(false);
+                }
+            };
+            if let Err(e) = copy.fill_page(page, &bytes) {
+                super::remove_files(to, id);
+                to.note_error(&e);
+                return Err(e);
+            }
         }
         drop(from);
         let swapped = {

@@ -43,6 +43,7 @@ use tokio::sync::{Notify, broadcast};
 
 counter!(pub EVICTED, "forebay_worker_evicted_blocks_total", "blocks evicted to make room");
 counter!(pub QUARANTINED, "forebay_worker_quarantined_blocks_total", "blocks dropped because a checksum was wrong");
+counter!(DAMAGED, "forebay_worker_damaged_at_start_total", "blocks of an earlier start whose files could not be believed");
 counter!(NO_ROOM, "forebay_worker_no_room_total", "allocations refused because nothing could be evicted");
 gauge!(USED, "forebay_worker_tier_used_bytes", "bytes the tiers' files occupy, zombies included");
 gauge!(ZOMBIES, "forebay_worker_tier_zombie_bytes", "bytes of unlinked files that somebody still holds");
@@ -63,6 +64,18 @@ struct Options {
     watermark_low_percent: u64,
     promote_after: u32,
     promote_window: Duration,
+}
+
+/// What is reported of a block.
+pub struct Changed {
+    /// Which.
+    pub id: BlockId,
+    /// Bytes of its pages that are here; 0 when it is gone.
+    pub cached_bytes: u64,
+    /// The name of its tier.
+    pub tier: &'static str,
+    /// Whether it is pinned here.
+    pub pinned: bool,
 }
 
 /// The store of one worker.
@@ -133,12 +146,11 @@ impl BlockStore {
         self.tiers.iter().flat_map(|t| &t.dirs)
     }
 
-    /// Reads the headers of blocks that nobody has asked for yet. Returns how many are left; called until none is.
+    /// Reads the headers of some blocks that nobody has asked for yet. Returns how many; called until there are none.
     pub fn adopt_some(&self) -> usize {
-        for id in self.unread.some(ADOPT_BATCH) {
-            self.find(id);
-        }
-        self.unread.left()
+        let next = self.unread.next(ADOPT_BATCH);
+        next.iter().for_each(|id| drop(self.find(*id)));
+        next.len()
     }
 
     /// The block, its header read now if it was not yet.
@@ -151,54 +163,63 @@ impl BlockStore {
         if let Some(block) = shard.get(&id) {
             return Some(block.clone());
         }
-        let dir = self.unread.take(id)?;
-        match BlockFile::adopt(&dir, id, None) {
+        let place = self.unread.take(id)?;
+        let dir = &place.dir;
+        match BlockFile::adopt(dir, id, None) {
             Ok(file) => {
+                dir.release(place.charged_bytes);
                 let file = Arc::new(file);
                 self.enter(&mut shard, &file);
                 self.note_changed(id);
                 Some(file.block.clone())
             }
             Err(e) if e.kind() == ErrorKind::Corrupt => {
-                tracing::warn!(block = %id, error = %e, "files of a tier are no whole block and are removed");
-                remove_files(&dir, id);
+                dir.release(place.charged_bytes);
+                DAMAGED.inc();
+                if BlockFile::may_be_only_copy(dir, id) {
+                    tracing::error!(block = %id, error = %e, "a damaged block that may be the only copy of its bytes is set aside");
+                    adopt::set_aside(dir, id);
+                } else {
+                    tracing::warn!(block = %id, error = %e, "files of a tier are no whole block and are removed");
+                    remove_files(dir, id);
+                }
                 None
             }
             // Unreadable, or of a newer version: not damaged, so not ours to remove.
             Err(e) => {
                 tracing::error!(block = %id, error = %e, "a block of an earlier start cannot be taken over");
                 dir.note_error(&e);
+                self.unread.put_back(id, place);
                 None
             }
         }
     }
 
-    /// The open files of a block. `None`: they cannot be opened, and the block is gone.
+    /// The open files of a block. `None`: it is not here any more, or they cannot be opened (then it is dropped, where its bytes
+    /// are elsewhere).
     fn opened(&self, block: &Arc<Block>) -> Option<Arc<BlockFile>> {
         let mut open = block.open_files();
-        if let Some(file) = open.upgrade() {
-            drop(open);
-            self.open.keep(&file);
-            return Some(file);
-        }
-        match BlockFile::adopt(&block.dir, block.header.block, Some(block)) {
+        let file = match open.upgrade() {
+            Some(file) => Ok(file),
+            None => BlockFile::adopt(&block.dir, block.header.block, Some(block)).map(Arc::new).inspect(|file| *open = Arc::downgrade(file)),
+        };
+        drop(open);
+        match file {
             Ok(file) => {
-                let file = Arc::new(file);
-                *open = Arc::downgrade(&file);
-                drop(open);
                 self.open.keep(&file);
+                // Evicted in between: the files of this name may be another block's by now.
                 if !self.index.contains(block) {
-                    self.open.forget(block.header.block);
+                    self.open.forget(block);
+                    return None;
                 }
                 Some(file)
             }
             Err(e) => {
-                drop(open);
                 if self.index.contains(block) {
                     tracing::error!(block = %block.header.block, error = %e, "the files of a block cannot be opened");
-                    block.dir.note_error(&e);
-                    if e.kind() == ErrorKind::Corrupt {
-                        self.quarantine(block.header.block);
+                    if e.kind() != ErrorKind::LimitExceeded {
+                        block.dir.note_error(&e);
+                        self.quarantine_this(block);
                     }
                 }
                 None
@@ -371,8 +392,8 @@ impl BlockStore {
         }
         let (began, wanting) = (Instant::now(), dir.want(bytes, patient));
         let mut stuck_since = None;
-        let mut pass = self.signal.kick();
         while bytes <= dir.quota_bytes() && began.elapsed() < EVICT_WAIT {
+            let pass = self.signal.kick();
             self.signal.wait(ROOM_WAIT);
             if dir.try_reserve(bytes) {
                 return Ok(());
@@ -384,9 +405,11 @@ impl BlockStore {
                     break;
                 }
             }
-            pass = self.signal.kick().min(pass);
         }
         drop(wanting);
+        if dir.try_reserve(bytes) {
+            return Ok(());
+        }
         NO_ROOM.inc();
         Err(err!(
             NoSpace,
@@ -436,20 +459,26 @@ impl BlockStore {
     /// Drops a block with a wrong checksum, so that its bytes are fetched again. One whose bytes are nowhere else stays,
     /// and reading its bad chunk stays an error.
     pub fn quarantine(&self, id: BlockId) {
-        let Some(block) = self.index.get(id) else { return };
-        if !block.is_only_copy() && self.remove_this(&block) {
-            QUARANTINED.inc();
-            self.counters_of(&block.dir).quarantined.inc();
-            tracing::error!(block = %id, "a block had a wrong checksum and is dropped");
+        if let Some(block) = self.index.get(id) {
+            self.quarantine_this(&block);
         }
     }
 
-    /// A read of a block's files failed: the folder is looked at, and the block dropped where its bytes are elsewhere.
+    fn quarantine_this(&self, block: &Arc<Block>) {
+        if !block.is_only_copy() && self.remove_this(block) {
+            QUARANTINED.inc();
+            self.counters_of(&block.dir).quarantined.inc();
+            tracing::error!(block = %block.header.block, "a block had a wrong checksum, or could not be read, and is dropped");
+        }
+    }
+
+    /// A read of a block's files failed: the folder is looked at, and the block dropped where its bytes are elsewhere. The good
+    /// pair that a moved block has by now is left alone.
     pub fn note_read_error(&self, file: &BlockFile, e: &Error) {
         if e.kind() != ErrorKind::Corrupt {
             file.block.dir.note_error(e);
         }
-        self.quarantine(file.header.block);
+        self.quarantine_this(&file.block);
     }
 
     /// Unlinks both files; their bytes count on until nobody holds them. Under the lock of the block's shard, so that nobody
@@ -458,7 +487,7 @@ impl BlockStore {
         let (id, dir) = (block.header.block, &block.dir);
         dir.policy().remove(id);
         dir.blocks.fetch_sub(1, Ordering::Relaxed);
-        self.open.forget(id);
+        self.open.forget(block);
         let (data, head) = paths(dir.path(), id);
         let probes = [Probe::open(&data), Probe::open(&head)];
         for path in [&data, &head] {
@@ -502,6 +531,7 @@ impl BlockStore {
         if block.set_pinned(pinned) == pinned {
             return;
         }
+        self.note_changed(id);
         match block.evictable() {
             Some(evictable) => block.dir.policy().insert(evictable),
             None => block.dir.policy().remove(id),
@@ -525,8 +555,8 @@ impl BlockStore {
         self.changed_notify.notify_one();
     }
 
-    /// At most `limit` blocks whose state changed, with their cached bytes now and their tier; 0 for those that are gone.
-    pub fn take_changed(&self, limit: usize) -> Vec<(BlockId, u64, &'static str)> {
+    /// At most `limit` blocks whose state changed, with what they are now; 0 bytes for those that are gone.
+    pub fn take_changed(&self, limit: usize) -> Vec<Changed> {
         let taken: Vec<BlockId> = {
             let mut changed = lock(&self.changed);
             let taken: Vec<BlockId> = changed.iter().take(limit).copied().collect();
@@ -535,14 +565,11 @@ impl BlockStore {
             }
             taken
         };
-        let state = |id| self.index.get(id).map_or((0, self.tiers[0].medium.name()), |b| (b.cached_bytes(), b.dir.medium().name()));
-        taken
-            .into_iter()
-            .map(|id| {
-                let (bytes, tier) = state(id);
-                (id, bytes, tier)
-            })
-            .collect()
+        let state = |id| match self.index.get(id) {
+            Some(b) => Changed { id, cached_bytes: b.cached_bytes(), tier: b.dir.medium().name(), pinned: b.is_pinned() },
+            None => Changed { id, cached_bytes: 0, tier: self.tiers[0].medium.name(), pinned: false },
+        };
+        taken.into_iter().map(state).collect()
     }
 
     /// Puts blocks back whose report did not arrive.

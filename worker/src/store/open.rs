@@ -1,6 +1,7 @@
 //! Files of blocks that are kept open: those used lately, bounded in number, because each takes two descriptors and (in
 //! memory tiers) a mapping.
 
+use super::block::Block;
 use super::block_file::BlockFile;
 use forebay_common::{BlockId, gauge};
 use std::collections::{BTreeMap, HashMap};
@@ -54,11 +55,12 @@ impl OpenFiles {
         }
     }
 
-    /// Lets a file go.
-    pub fn forget(&self, id: BlockId) {
+    /// Lets the files of this very block go.
+    pub fn forget(&self, block: &Arc<Block>) {
+        let id = block.header.block;
         let gone = {
             let shard = &mut *self.shard(id);
-            let gone = shard.files.remove(&id);
+            let gone = if shard.files.get(&id).is_some_and(|(_, file)| Arc::ptr_eq(&file.block, block)) { shard.files.remove(&id) } else { None };
             if let Some((at, _)) = &gone {
                 shard.order.remove(at);
             }

@@ -135,6 +135,7 @@ fn only_damaged_files_are_removed() {
     let store = eventually_open(&config(dir.path(), 8 << 20)).unwrap();
     assert!(store.get(BlockId(1)).is_none() && store.get(BlockId(2)).is_some() && store.get(BlockId(3)).is_none());
     assert!(!head.exists() && !paths(&tier, BlockId(3)).1.exists());
+    assert!(head.with_extension("head.damaged").exists(), "a header that says nothing may have been of an only copy");
     while store.adopt_some() > 0 {}
     assert_eq!(store.usage()[0].blocks, 1);
 }

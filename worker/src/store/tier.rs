@@ -100,7 +100,7 @@ impl Tier {
             .dirs
             .iter()
             .enumerate()
-            .filter(|(_, dir)| dir.is_open() && dir.quota_bytes() >= length)
+            .filter(|(_, dir)| dir.is_open() && dir.quota_bytes() >= length && !dir.is_stuffed())
             .map(|(i, dir)| Candidate { dir: i, free_bytes: dir.free_bytes(), quota_bytes: dir.quota_bytes() })
             .collect();
         if candidates.is_empty() { None } else { self.dirs.get(self.allocate.choose(&candidates)) }

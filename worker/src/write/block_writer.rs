@@ -72,11 +72,10 @@ impl BlockWriter {
 
     /// Errors: `NoSpace`; the block is of no use then.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let appended = self.take_in(bytes);
-        self.noted(appended)
+        self.take_in(bytes)
     }
 
-    /// A folder whose file system fails takes no new blocks.
+    /// A folder whose file system fails takes no new blocks. For its own errors, not for those of a quota.
     fn noted<T>(&self, result: Result<T>) -> Result<T> {
         result.inspect_err(|e| self.dir.iter().for_each(|dir| dir.note_error(e)))
     }
@@ -91,13 +90,13 @@ impl BlockWriter {
             return Ok(());
         }
         if self.data.is_none() {
-            let file = self.make(self.block_size_bytes)?;
-            file.write_all_at(&self.first_page, 0).map_err(at("writing a block"))?;
+            let file = self.noted(self.make(self.block_size_bytes))?;
+            self.noted(file.write_all_at(&self.first_page, 0).map_err(at("writing a block")))?;
             self.first_page = Vec::new();
             self.data = Some(file);
         }
         if let Some(file) = &self.data {
-            file.write_all_at(bytes, before).map_err(at("writing a block"))?;
+            self.noted(file.write_all_at(bytes, before).map_err(at("writing a block")))?;
         }
         Ok(())
     }
