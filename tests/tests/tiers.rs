@@ -252,3 +252,28 @@ async fn pinned_files_stay() {
     })
     .await;
 }
+
+/// A tier smaller than a block takes small files; a file that outgrows it goes on in the tier below, whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tier_smaller_than_a_block() {
+    let cluster = cluster(&[("MEM", "16MiB"), ("SSD", "200MiB")], &[]).await;
+    let fs = cluster.client().await;
+    for (path, length, tier) in [("/small", 3_000_000, "MEM"), ("/large", 50_000_000, "SSD")] {
+        for write_type in ["cache_only", "through"] {
+            let path = format!("{path}-{write_type}");
+            let mut file = fs.create(&p(&path), &CreateOptions { write_type: write_type.into(), ..Default::default() }).await.unwrap();
+            for piece in pattern(7, 0, length).chunks(1 << 20) {
+                file.write(piece).await.unwrap();
+            }
+            file.close().await.unwrap();
+            let stat = cluster.json(&["fs", "stat", &path]);
+            assert_eq!(stat["cached_percent"], 100, "{stat}");
+            cluster.counters_arrived().await;
+            let location = cluster.json(&["fs", "stat", &path])["blocks"][0]["locations"][0].clone();
+            assert_eq!(location["tier"], tier, "{path}: {location}");
+            for fs in [&fs, &cluster.network_client().await] {
+                assert!(read(fs, &path).await.unwrap() == pattern(7, 0, length), "{path}");
+            }
+        }
+    }
+}

@@ -109,10 +109,11 @@ impl BlockWriter {
     fn reserve(&mut self, bytes: u64, written: u64) -> Result<()> {
         let mut dir = match &self.dir {
             Some(dir) => dir.clone(),
-            None => self.store.choose(self.block_size_bytes)?,
+            // How long the block gets is not known: a small file belongs into the first tier, however small that is.
+            None => self.store.choose(self.header.page_size_bytes)?,
         };
         while let Err(e) = self.store.reserve(&dir, bytes) {
-            dir = self.store.choose_below(&dir, self.block_size_bytes).ok_or(e)?;
+            dir = self.store.choose_below(&dir, written + bytes).ok_or(e)?;
         }
         self.reserved_bytes += bytes;
         match self.dir.replace(dir.clone()) {
