@@ -2,8 +2,10 @@
 # All tests, called by ./dev test after it has built the binary. --full adds the slow ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export FOREBAY_TEST_FULL=0
-[ "${1:-}" = --full ] && FOREBAY_TEST_FULL=1
+# The long forms of suites that have a short one.
+if [ "${1:-}" = --full ]; then
+  export FOREBAY_TEST_FLIPS=${FOREBAY_TEST_FLIPS:-10000} FOREBAY_TEST_OPERATIONS=${FOREBAY_TEST_OPERATIONS:-1000000}
+fi
 bash tests/peers/versitygw.sh >/dev/null
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
