@@ -3,6 +3,27 @@ use forebay_common::config::{Medium, MemMount, TierConfig, TierDir, WorkerConfig
 use forebay_common::{InodeId, checksum};
 use std::os::unix::fs::FileExt;
 
+/// A folder whose read-only mounts go with it.
+struct TestDir(tempfile::TempDir);
+
+impl TestDir {
+    fn new() -> TestDir {
+        TestDir(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
+
+impl Drop for TestDir {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(self.path()).into_iter().flatten().flatten() {
+            while nix::mount::umount2(&entry.path(), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        }
+    }
+}
+
 const PAGE: u64 = 64 << 10;
 
 fn config(dir: &std::path::Path, quota: u64) -> WorkerConfig {
@@ -24,7 +45,7 @@ fn header(id: u64, length: u64) -> Header {
 /// (S-18) What a restart finds is believed by its checksums.
 #[test]
 fn a_page_is_there_after_a_restart_and_a_flipped_bit_is_noticed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     let bytes: Vec<u8> = (0..PAGE as usize * 2 + 100).map(|i| (i * 7) as u8).collect();
     {
         let store = open(dir.path(), 8 << 20);
@@ -55,7 +76,7 @@ fn a_page_is_there_after_a_restart_and_a_flipped_bit_is_noticed() {
 /// (S-17) Eviction unlinks; held bytes count on.
 #[test]
 fn the_oldest_is_evicted_and_held_bytes_count_until_let_go() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     let store = open(dir.path(), 4 << 20);
     let page = vec![1u8; PAGE as usize];
     let put = |id| {
@@ -87,7 +108,7 @@ fn the_oldest_is_evicted_and_held_bytes_count_until_let_go() {
 /// (S-17) An only copy is never evicted.
 #[test]
 fn an_only_copy_is_never_evicted() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     let store = open(dir.path(), 4 << 20);
     let page = vec![1u8; PAGE as usize];
     for id in 1..1000 {
@@ -104,7 +125,7 @@ fn an_only_copy_is_never_evicted() {
 /// What another version wrote is refused at start with both named, and left as it is.
 #[test]
 fn another_version_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     drop(open(dir.path(), 8 << 20));
     let format = dir.path().join("mem/blocks/FORMAT");
     std::fs::write(&format, "forebay blocks 2\n").unwrap();
@@ -118,7 +139,7 @@ fn another_version_is_refused() {
 /// Damaged files are removed when they are read; half of a block at once.
 #[test]
 fn only_damaged_files_are_removed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     {
         let store = open(dir.path(), 8 << 20);
         for id in [1, 2, 3] {
@@ -185,7 +206,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// Blocks that leave memory go down while there is room, come back up when they are used, and keep their bytes on the way.
 #[test]
 fn blocks_move_down_and_up() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     let store = eventually_open(&three_tiers(dir.path(), [4 << 20, 8 << 20, 32 << 20])).unwrap();
     for id in 1..=150 {
         drop(filled(&store, id, 0).unwrap());
@@ -213,7 +234,7 @@ fn blocks_move_down_and_up() {
 /// What is pinned stays where it is until it is let go; an only copy that finds no room above is written below.
 #[test]
 fn pinned_blocks_stay() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     let store = eventually_open(&three_tiers(dir.path(), [4 << 20, 4 << 20, 4 << 20])).unwrap();
     for id in 1..=30 {
         drop(filled(&store, id, 0).unwrap());
@@ -233,7 +254,7 @@ fn pinned_blocks_stay() {
 /// A folder that fails takes no new blocks, says why, and gives what it holds.
 #[test]
 fn a_failing_folder_is_taken_out() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     let mut config = three_tiers(dir.path(), [4 << 20, 8 << 20, 8 << 20]);
     config.tiers.remove(0);
     config.tiers[0].dirs.push(TierDir { path: dir.path().join("other"), quota: bytesize(8 << 20), reserve: bytesize(0) });
@@ -252,7 +273,7 @@ fn a_failing_folder_is_taken_out() {
 /// Files are closed when many are open, and opened again when they are used: what was held stays whole.
 #[test]
 fn files_are_closed_and_opened_again() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = TestDir::new();
     let store = eventually_open(&WorkerConfig { blocks_max: 16, ..config(dir.path(), 64 << 20) }).unwrap();
     for id in 1..=200 {
         drop(filled(&store, id, 0).unwrap());
