@@ -225,7 +225,8 @@ async fn a_worker_is_killed_under_readers() {
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..300))).await;
         cluster.start_worker(k % 2);
     }
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let so_far = reads.load(Ordering::SeqCst);
+    eventually("reads go on after the last kill", 30, async || reads.load(Ordering::SeqCst) > so_far + 50).await;
     stop.store(true, Ordering::SeqCst);
     for reader in readers {
         reader.await.unwrap();

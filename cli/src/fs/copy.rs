@@ -63,12 +63,14 @@ impl Tally {
     }
 }
 
+/// Name relative to the top, whether it is a folder, length.
+type LocalEntry = (PathBuf, bool, u64);
+
 /// Local files below a path, with their names relative to it; folders before what is in them.
 ///
 /// Links are followed. What is neither file nor folder (a pipe, a device) is named in the second list and left out, unless it is
 /// `top` itself: then it is read to its end.
-#[allow(clippy::type_complexity, reason = "used once")]
-fn walk_local(top: &Path) -> Result<(Vec<(PathBuf, bool, u64)>, Vec<PathBuf>)> {
+fn walk_local(top: &Path) -> Result<(Vec<LocalEntry>, Vec<PathBuf>)> {
     let meta = std::fs::metadata(top).map_err(at(top.display()))?;
     let mut left_out = Vec::new();
     let mut out = vec![(PathBuf::new(), meta.is_dir(), meta.len())];
