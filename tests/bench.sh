@@ -22,7 +22,7 @@ endpoint=$(sed -n 's/^READY //p' "$work/s3.log")
 wait_for "$work/local.log" 'Stop with'
 export FOREBAY_MASTER; FOREBAY_MASTER=$(sed -n 's/.*master \([0-9.:]*\),.*/\1/p' "$work/local.log" | head -1)
 head -1 "$work/local.log" >&2
-head -c $((512 * 1024 * 1024)) /dev/urandom >"$work/cold"
+head -c $((256 * 1024 * 1024)) /dev/urandom >"$work/cold"
 "$bin" fs put --write-type ufs_only "$work/cold" /s3/cold >/dev/null
 "$bin" fs put --write-type ufs_only "$work/cold" /cold >/dev/null
 uf=(--ufs-option endpoint="$endpoint" --ufs-option region=us-east-1 --ufs-option access_key_id=$S3_ACCESS_KEY --ufs-option secret_access_key=$S3_SECRET_KEY)

@@ -36,6 +36,7 @@ async fn write_large(fs: &FileSystem, path: &AbsPath, size: u64, report: &mut Re
     let reference = {
         let dir = std::env::temp_dir().join(format!("forebay-bench-{}", std::process::id()));
         std::fs::create_dir_all("/dev/shm").ok();
+        references::warm_memory();
         let target = std::path::Path::new("/dev/shm").join(dir.file_name().unwrap_or_default());
         let started = Instant::now();
         let mut file = File::create(&target).map_err(forebay_common::error::at(target.display()))?;
@@ -46,6 +47,7 @@ async fn write_large(fs: &FileSystem, path: &AbsPath, size: u64, report: &mut Re
         let _ = std::fs::remove_file(&target);
         size as f64 / MIB / took
     };
+    references::warm_memory();
     let before = cpu::seconds();
     let started = Instant::now();
     let options = CreateOptions { overwrite: true, write_type: "cache_only".into(), ..CreateOptions::default() };
@@ -234,6 +236,7 @@ async fn cold(fs: &FileSystem, options: &ReadOptions, path: &AbsPath, report: &m
         direct.push(status.length as f64 / MIB / started.elapsed().as_secs_f64());
         fs.free(path).await?;
         wait_until_free(fs, path).await?;
+        references::warm_memory();
         let started = Instant::now();
         let file = fs.open(path).await?;
         let mut got = 0u64;
@@ -262,8 +265,8 @@ async fn wait_until_free(fs: &FileSystem, path: &AbsPath) -> Result<()> {
         let used = fs.get_status_with_blocks(path, true).await?.status.map_or(0, |s| s.cached_bytes);
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         if used == 0 {
-            // The order to drop them goes out with the next heartbeat.
-            tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+            // The order to drop them goes out with the next heartbeat; a host that takes back free memory does so after two seconds.
+            tokio::time::sleep(std::time::Duration::from_millis(3500)).await;
             return Ok(());
         }
     }

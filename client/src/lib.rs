@@ -19,6 +19,7 @@ mod counters;
 mod file_system;
 mod master;
 mod pieces;
+mod prefetch;
 mod reader;
 mod writer;
 

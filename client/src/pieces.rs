@@ -5,6 +5,7 @@
 //! for ahead and does not come is read in the ordinary way, from every source in turn.
 
 use crate::block::{Answers, Source};
+use crate::prefetch::Window;
 use crate::reader::{FileReader, PIECE_BYTES, REQUEST_BYTES, next_piece, request_range};
 use bytes::Bytes;
 use forebay_common::{ErrorKind, Result};
@@ -25,11 +26,13 @@ pub struct Pieces<'a> {
     end: u64,
     ahead: VecDeque<Ahead>,
     asked_to: u64,
+    window: Window,
 }
 
 impl<'a> Pieces<'a> {
     pub(crate) fn new(reader: &'a FileReader, range: Range<u64>) -> Self {
-        Pieces { reader, position: range.start, end: range.end.min(reader.length()), ahead: VecDeque::new(), asked_to: range.start }
+        let window = Window::whole(range.start, reader.inner.config.readahead.as_u64());
+        Pieces { reader, position: range.start, end: range.end.min(reader.length()), ahead: VecDeque::new(), asked_to: range.start, window }
     }
 
     /// The next bytes, at most 1 MiB; `None` at the end. Errors: when every source of the bytes failed.
@@ -39,20 +42,26 @@ impl<'a> Pieces<'a> {
         }
         if self.ahead.is_empty() {
             let (block, range) = self.reader.within_block(self.position, self.piece_length());
-            if self.reader.held(block).is_none() {
-                // Whatever goes wrong is met again on the other ways, where there are any: an under store that fails this worker
-                // after all its retries is not asked through the same worker again.
-                let made = self.reader.make_present(block, range.clone(), range.clone()).await;
-                if let Err(e) = made
-                    && e.kind() == ErrorKind::UnderStore
-                    && self.reader.located().blocks.get(block).is_some_and(|b| b.locations.len() <= 1)
-                {
-                    return Err(e.context(format!("reading {}", self.reader.path)));
+            let length = range.end - range.start;
+            let ahead = self.window.advance(self.position, length, self.end);
+            if self.reader.held(block).is_some() {
+                if let Some(ahead) = ahead {
+                    self.reader.fill_ahead(ahead).await;
                 }
+                return self.directly(length as usize).await;
+            }
+            let in_block = ahead.map_or(0, |a| self.reader.within_block(self.position, (a.end - self.position) as usize).1.end);
+            // Whatever goes wrong is met again on the other ways, where there are any: an under store that fails this worker
+            // after all its retries is not asked through the same worker again.
+            let made = self.reader.make_present(block, range.clone(), range.start..in_block.max(range.end)).await;
+            if let Err(e) = made
+                && e.kind() == ErrorKind::UnderStore
+                && self.reader.located().blocks.get(block).is_some_and(|b| b.locations.len() <= 1)
+            {
+                return Err(e.context(format!("reading {}", self.reader.path)));
             }
             if self.reader.held(block).is_some() {
-                self.reader.fill_ahead(self.position, (range.end - range.start) as usize, self.end).await;
-                return self.directly((range.end - range.start) as usize).await;
+                return self.directly(length as usize).await;
             }
             self.asked_to = self.asked_to.max(self.position);
         }

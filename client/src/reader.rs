@@ -9,6 +9,7 @@ use crate::block::{Connection, LocalBlock, Source, check_piece};
 use crate::counters::add;
 use crate::file_system::Inner;
 use crate::pieces::Pieces;
+use crate::prefetch::Window;
 use bytes::{Bytes, BytesMut};
 use forebay_common::{AbsPath, BlockId, Error, ErrorKind, Result, err};
 use forebay_proto::data_request::Op;
@@ -16,7 +17,7 @@ use forebay_proto::data_response::Op as Answer;
 use forebay_proto::{BadChunk, BlockInfo, FileStatus, Fill, OpenResponse, ReadBlock, WorkerAddress};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 /// Bytes of one streamed request.
@@ -45,10 +46,9 @@ pub struct FileReader {
     sequential: Mutex<Sequential>,
 }
 
-#[derive(Default)]
 struct Sequential {
     position: u64,
-    filled_to: u64,
+    window: Window,
 }
 
 fn locate(answer: &mut OpenResponse) -> Located {
@@ -63,7 +63,8 @@ impl FileReader {
         let located = locate(&mut answer);
         let status = answer.status.ok_or_else(|| err!(Internal, "the master answered without a status"))?;
         let local = (0..located.blocks.len()).map(|_| RwLock::default()).collect();
-        Ok(FileReader { inner, path, status, local, located: RwLock::new(Arc::new(located)), sequential: Mutex::default() })
+        let sequential = Mutex::new(Sequential { position: 0, window: Window::growing(inner.config.readahead.as_u64()) });
+        Ok(FileReader { inner, path, status, local, located: RwLock::new(Arc::new(located)), sequential })
     }
 
     /// Bytes in the file.
@@ -131,29 +132,30 @@ impl FileReader {
 
     /// The next bytes of the file in order, at most 1 MiB, without a copy where they are mapped here; empty at the end.
     pub async fn next_bytes(&self) -> Result<Bytes> {
-        let position = self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position;
+        let position = self.sequential().position;
         if position >= self.status.length {
             return Ok(Bytes::new());
         }
         let (_, range) = self.within_block(position, PIECE_BYTES);
-        self.fill_ahead(position, (range.end - range.start) as usize, u64::MAX).await;
-        let bytes = self.slice(position, (range.end - range.start) as usize).await?;
-        self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position += bytes.len() as u64;
+        let length = (range.end - range.start) as usize;
+        self.prefetch(position, length).await;
+        let bytes = self.slice(position, length).await?;
+        self.sequential().position += bytes.len() as u64;
         Ok(bytes)
     }
 
     /// Reads on from where the last `read` ended; 0 at the end of the file.
     pub async fn read(&self, out: &mut [u8]) -> Result<usize> {
-        let position = self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position;
-        self.fill_ahead(position, out.len(), u64::MAX).await;
+        let position = self.sequential().position;
+        self.prefetch(position, out.len()).await;
         let read = self.read_at(position, out).await?;
-        self.sequential.lock().unwrap_or_else(|e| e.into_inner()).position += read as u64;
+        self.sequential().position += read as u64;
         Ok(read)
     }
 
     /// Moves where `read` and `next_bytes` go on.
     pub fn seek(&self, position: u64) {
-        *self.sequential.lock().unwrap_or_else(|e| e.into_inner()) = Sequential { position, filled_to: position };
+        self.sequential().position = position;
     }
 
     /// The bytes of a range in order, piece by piece: the fastest way to all bytes. Streamed blocks are asked for ahead,
@@ -269,25 +271,24 @@ impl FileReader {
         Ok(())
     }
 
-    /// Has the pages behind a sequential reader's position fetched before it comes to them, up to where it will stop.
-    pub(crate) async fn fill_ahead(&self, position: u64, length: usize, end: u64) {
-        let window = self.inner.config.readahead.as_u64();
-        let (from, to) = {
-            let mut sequential = self.sequential.lock().unwrap_or_else(|e| e.into_inner());
-            let next = position + length as u64;
-            let due = sequential.filled_to < next + window / 2;
-            let from = sequential.filled_to.max(next);
-            let to = (next + window).min(self.status.length).min(end);
-            if !due || from >= to || window == 0 {
-                return;
-            }
-            sequential.filled_to = to;
-            (from, to)
-        };
-        let mut at = from;
-        while at < to {
-            let (block, range) = self.within_block(at, (to - at) as usize);
-            if self.held(block).is_some() || at != from {
+    fn sequential(&self) -> MutexGuard<'_, Sequential> {
+        self.sequential.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Has bytes behind a read fetched, as far as this reader is trusted to come to them.
+    async fn prefetch(&self, position: u64, length: usize) {
+        let ahead = self.sequential().window.advance(position, length as u64, self.status.length);
+        if let Some(ahead) = ahead {
+            self.fill_ahead(ahead).await;
+        }
+    }
+
+    /// Has pages fetched without waiting for them, where their blocks are read on this machine.
+    pub(crate) async fn fill_ahead(&self, ahead: Range<u64>) {
+        let mut at = ahead.start;
+        while at < ahead.end {
+            let (block, range) = self.within_block(at, (ahead.end - at) as usize);
+            if self.held(block).is_some() || at != ahead.start {
                 let ended = self.make_present(block, range.start..range.start, range.clone()).await;
                 if ended.is_err() {
                     return;

@@ -1,12 +1,13 @@
 //! Forebay's own messages: services between clients, workers and masters, frames of the data plane, records on disk.
 //!
 //! Compiled from `proto/*.proto` by `build.rs` with protox, so no `protoc` is needed. Hand-written beside them: the frame
-//! codec and the conversions of errors.
+//! codec, the Unix socket of the data plane and the conversions of errors.
 
 pub mod convert;
 pub mod frame;
 #[cfg(test)]
 mod golden;
+pub mod unix;
 
 #[allow(clippy::all, missing_docs, reason = "generated code")]
 mod generated {

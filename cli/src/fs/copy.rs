@@ -7,6 +7,7 @@ use forebay_common::{AbsPath, ErrorKind, Result, err};
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,12 +21,13 @@ const FILES_AT_ONCE: usize = 8;
 pub async fn cat(fs: &FileSystem, path: &AbsPath, offset: u64, length: u64) -> Result<()> {
     let file = fs.open(path).await?;
     let mut pieces = file.pieces(offset..offset.saturating_add(length));
-    let mut out = std::io::stdout().lock();
+    // Not through `Stdout`, which looks for the last newline of every piece.
+    let mut out = std::fs::File::from(std::io::stdout().as_fd().try_clone_to_owned().map_err(at("printing"))?);
     let mut print = async || {
         while let Some(piece) = pieces.next().await? {
             out.write_all(&piece).map_err(at("printing"))?;
         }
-        out.flush().map_err(at("printing"))
+        Ok::<(), forebay_common::Error>(())
     };
     match print().await {
         // `forebay fs cat … | head` has read enough.

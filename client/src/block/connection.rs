@@ -7,18 +7,16 @@ use bytes::Bytes;
 use forebay_common::{Error, Result, err};
 use forebay_proto::data_request::Op;
 use forebay_proto::data_response::Op as Answer;
+use forebay_proto::unix::{self, Descriptors};
 use forebay_proto::{CloseGrant, DATA_PROTOCOL_VERSION, DataRequest, DataResponse, Hello, HelloOk, frame};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use std::collections::{HashMap, VecDeque};
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 
@@ -117,10 +115,9 @@ impl Connection {
             .await
             .map_err(|_| err!(Timeout, "{} did not accept within {} ms", path.display(), connect.as_millis()))?
             .map_err(|e| Error::io(format!("connecting to {}", path.display()), &e))?;
-        let stream = Arc::new(stream);
-        let descriptors: Descriptors = Arc::default();
-        let reader = DescriptorReader { stream: stream.clone(), descriptors: descriptors.clone() };
-        Self::start(Box::new(reader), Box::new(SharedWriter(stream)), descriptors, timeout, true, on_revoke).await
+        let (reader, writer) = unix::split(stream).map_err(|e| Error::io(path.display(), &e))?;
+        let descriptors = reader.descriptors();
+        Self::start(Box::new(reader), Box::new(writer), descriptors, timeout, true, on_revoke).await
     }
 
     async fn start(
@@ -290,85 +287,6 @@ async fn read_answers(reader: Box<dyn AsyncRead + Send + Unpin>, shared: Arc<Sha
         }
     }
     shared.close();
-}
-
-type Descriptors = Arc<Mutex<VecDeque<OwnedFd>>>;
-
-/// Reads a Unix socket with `recvmsg`, keeping the descriptors that come along in the order of arrival.
-struct DescriptorReader {
-    stream: Arc<UnixStream>,
-    descriptors: Descriptors,
-}
-
-impl DescriptorReader {
-    fn receive(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let mut space = nix::cmsg_space!([RawFd; 16]);
-        let mut parts = [IoSliceMut::new(buffer)];
-        let message = recvmsg::<()>(self.stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = control {
-                let mut queue = self.descriptors.lock().unwrap_or_else(|e| e.into_inner());
-                queue.extend(raw.into_iter().map(own));
-            }
-        }
-        Ok(message.bytes)
-    }
-}
-
-#[allow(unsafe_code, reason = "a received descriptor is a number until it is owned")]
-fn own(raw: RawFd) -> OwnedFd {
-    // SAFETY: the kernel made this descriptor for us in `recvmsg` just now, and nobody else knows its number.
-    unsafe { OwnedFd::from_raw_fd(raw) }
-}
-
-impl AsyncRead for DescriptorReader {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            let free = buffer.initialize_unfilled();
-            match self.stream.try_io(Interest::READABLE, || self.receive(free)) {
-                Ok(read) => {
-                    buffer.advance(read);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(e)),
-            }
-        }
-    }
-}
-
-/// The writing side of a shared Unix socket.
-struct SharedWriter(Arc<UnixStream>);
-
-impl SharedWriter {
-    fn poll_try(&self, cx: &mut Context<'_>, write: impl Fn(&UnixStream) -> std::io::Result<usize>) -> Poll<std::io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match write(&self.0) {
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                other => return Poll::Ready(other),
-            }
-        }
-    }
-}
-
-impl AsyncWrite for SharedWriter {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        self.poll_try(cx, |s| s.try_write(bytes))
-    }
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
-        self.poll_try(cx, |s| s.try_write_vectored(parts))
-    }
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `LocalBlock`: a block granted by a worker of this machine, and after that no call per read. Of a block in memory both files
-//! are mapped; one on a disk is read with `pread`, so that a disk's error is an error and not a signal.
+//! are mapped; one on a disk is read with `pread`, so that a disk's error is an error and not a signal, and so is a block of
+//! a single chunk, for which making and unmaking mappings would cost more than reading it.
 //!
 //! Invariants: nothing is read where the page map's bit is clear; a chunk is compared with its CRC the first time this
 //! grant touches it; the descriptors are read-only and so are the mappings. An evicted block stays intact for as long as
@@ -22,19 +23,42 @@ use std::sync::{Arc, RwLock};
 /// A granted block.
 pub struct LocalBlock {
     header: Header,
-    descriptor: OwnedFd,
-    files: Files,
+    data: File,
+    how: How,
     verified: Vec<AtomicU64>,
     full: std::sync::atomic::AtomicBool,
     grant_id: u64,
     connection: Arc<Connection>,
 }
 
-enum Files {
+enum How {
     /// In memory: data and header.
     Mapped { data: Mmap, head: Mmap },
-    /// On a disk: both files, and the header as it was read last.
-    Disk { data: File, head: File, known: RwLock<Vec<u8>> },
+    /// On a disk, or of one chunk.
+    Read(RwLock<Known>),
+}
+
+/// The header as it was read last; its file until all pages are there.
+struct Known {
+    raw: Vec<u8>,
+    head: Option<File>,
+}
+
+impl Known {
+    fn read(header: &Header, head: File) -> std::io::Result<Known> {
+        // The bits before the CRCs, which are written in the other order.
+        let mut raw = vec![0; header.file_bytes()];
+        let (bits, crcs) = raw.split_at_mut(header.crc_offset(0));
+        head.read_exact_at(bits, 0)?;
+        head.read_exact_at(crcs, bits.len() as u64)?;
+        let all = (0..header.pages()).all(|page| word(bits, page / 64) & 1 << (page % 64) != 0);
+        Ok(Known { raw, head: (!all).then_some(head) })
+    }
+}
+
+/// A word of a header's page map.
+fn word(header: &[u8], index: usize) -> u64 {
+    header[FIXED_BYTES + index * 8..].first_chunk().map_or(0, |raw| u64::from_le_bytes(*raw))
 }
 
 struct Slice {
@@ -44,9 +68,9 @@ struct Slice {
 
 impl AsRef<[u8]> for Slice {
     fn as_ref(&self) -> &[u8] {
-        match &self.block.files {
-            Files::Mapped { data, .. } => &data[self.range.clone()],
-            Files::Disk { .. } => &[],
+        match &self.block.how {
+            How::Mapped { data, .. } => &data[self.range.clone()],
+            How::Read(_) => &[],
         }
     }
 }
@@ -73,7 +97,6 @@ impl LocalBlock {
         [data, head]: [OwnedFd; 2],
         connection: Arc<Connection>,
     ) -> Result<LocalBlock> {
-        let descriptor = data.try_clone().map_err(|e| Error::io("granted descriptor", &e))?;
         let (data, head) = (File::from(data), File::from(head));
         let mut fixed = [0; FIXED_BYTES];
         head.read_exact_at(&mut fixed, 0).map_err(at("reading a granted header"))?;
@@ -82,54 +105,47 @@ impl LocalBlock {
             return Err(err!(Corrupt, "block {} of {} bytes was granted instead of block {block} of {length}", header.block, header.length_bytes));
         }
         let length = usize::try_from(length).map_err(|_| err!(Unsupported, "block of {length} bytes"))?;
-        let files = if tier == "MEM" {
-            Files::Mapped { head: map(&head, header.file_bytes())?, data: map(&data, length)? }
+        let how = if tier == "MEM" && length > CHUNK_SIZE_BYTES {
+            How::Mapped { head: map(&head, header.file_bytes())?, data: map(&data, length)? }
         } else {
-            let mut known = vec![0; header.file_bytes()];
-            head.read_exact_at(&mut known, 0).map_err(at("reading a granted header"))?;
-            Files::Disk { data, head, known: RwLock::new(known) }
+            How::Read(RwLock::new(Known::read(&header, head).map_err(at("reading a granted header"))?))
         };
         let verified = (0..header.chunks().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(LocalBlock { header, descriptor, files, verified, full: false.into(), grant_id, connection })
+        Ok(LocalBlock { header, data, how, verified, full: false.into(), grant_id, connection })
     }
 
     #[allow(unsafe_code, reason = "a word of a mapping that another process sets bits in is read as an atomic")]
-    fn map_word(&self, word: usize) -> u64 {
-        let offset = FIXED_BYTES + word * 8;
-        match &self.files {
-            Files::Mapped { head, .. } => {
+    fn map_word(&self, index: usize) -> u64 {
+        match &self.how {
+            How::Mapped { head, .. } => {
+                let offset = FIXED_BYTES + index * 8;
                 assert!(offset + 8 <= head.len());
                 // SAFETY: in bounds (asserted); 8-aligned, for a mapping is page-aligned and 64 is a multiple of 8; the other
                 // process writes these bytes with `pwrite`, setting bits only, and reading them as an atomic is no data race.
                 let atomic = unsafe { &*head.as_ptr().add(offset).cast::<AtomicU64>() };
                 u64::from_le(atomic.load(Ordering::Acquire))
             }
-            Files::Disk { known, .. } => {
-                let known = known.read().unwrap_or_else(|e| e.into_inner());
-                known[offset..].first_chunk().map_or(0, |raw| u64::from_le_bytes(*raw))
-            }
+            How::Read(known) => word(&known.read().unwrap_or_else(|e| e.into_inner()).raw, index),
         }
     }
 
     fn stored_crc(&self, chunk: usize) -> u32 {
         let at = self.header.crc_offset(chunk);
         let read = |raw: &[u8]| raw[at..].first_chunk().map_or(0, |raw| u32::from_le_bytes(*raw));
-        match &self.files {
-            Files::Mapped { head, .. } => read(head),
-            Files::Disk { known, .. } => read(&known.read().unwrap_or_else(|e| e.into_inner())),
+        match &self.how {
+            How::Mapped { head, .. } => read(head),
+            How::Read(known) => read(&known.read().unwrap_or_else(|e| e.into_inner()).raw),
         }
     }
 
-    /// Reads the header of a block on a disk again, for pages that have come since: the CRCs after the bits, as they are
-    /// written before them.
+    /// Reads the header again, for pages that have come since.
     fn refresh(&self) {
-        let Files::Disk { head, known, .. } = &self.files else { return };
+        let How::Read(known) = &self.how else { return };
         // Held over the read: an older reading never takes the place of a newer one.
         let mut known = known.write().unwrap_or_else(|e| e.into_inner());
-        let mut raw = vec![0; self.header.file_bytes()];
-        let (bits, crcs) = raw.split_at_mut(self.header.crc_offset(0));
-        if head.read_exact_at(bits, 0).and_then(|()| head.read_exact_at(crcs, self.header.crc_offset(0) as u64)).is_ok() {
-            *known = raw;
+        let again = known.head.as_ref().and_then(|head| head.try_clone().ok()).map(|head| Known::read(&self.header, head));
+        if let Some(Ok(again)) = again {
+            *known = again;
         }
     }
 
@@ -140,7 +156,7 @@ impl LocalBlock {
         }
         let size = self.header.page_size_bytes;
         let pages = range.start / size..range.end.div_ceil(size);
-        if matches!(self.files, Files::Disk { .. }) && !pages.clone().all(|page| self.map_word(page as usize / 64) & 1 << (page % 64) != 0) {
+        if matches!(self.how, How::Read(_)) && !pages.clone().all(|page| self.map_word(page as usize / 64) & 1 << (page % 64) != 0) {
             self.refresh();
         }
         let has = |page: u64| self.map_word(page as usize / 64) & 1 << (page % 64) != 0;
@@ -168,11 +184,11 @@ impl LocalBlock {
             return Ok(());
         }
         let (offset, length) = self.header.chunk_span(chunk);
-        let found = match &self.files {
-            Files::Mapped { data, .. } => checksum::crc32c(&data[offset as usize..offset as usize + length]),
-            Files::Disk { data, .. } => {
+        let found = match &self.how {
+            How::Mapped { data, .. } => checksum::crc32c(&data[offset as usize..offset as usize + length]),
+            How::Read(_) => {
                 let mut raw = vec![0; length];
-                data.read_exact_at(&mut raw, offset).map_err(at("reading a granted block"))?;
+                self.data.read_exact_at(&mut raw, offset).map_err(at("reading a granted block"))?;
                 checksum::crc32c(&raw)
             }
         };
@@ -206,12 +222,12 @@ impl LocalBlock {
     }
 
     fn copy(&self, offset: usize, out: &mut [u8]) -> Result<()> {
-        match &self.files {
-            Files::Mapped { data, .. } => {
+        match &self.how {
+            How::Mapped { data, .. } => {
                 out.copy_from_slice(&data[offset..offset + out.len()]);
                 Ok(())
             }
-            Files::Disk { data, .. } => data.read_exact_at(out, offset as u64).map_err(at("reading a granted block")),
+            How::Read(_) => self.data.read_exact_at(out, offset as u64).map_err(at("reading a granted block")),
         }
     }
 
@@ -222,7 +238,7 @@ impl LocalBlock {
     /// Present bytes, out of memory without a copy; they stay valid whatever happens to the block.
     pub fn slice(self: &Arc<Self>, offset: u64, length: usize) -> Result<Bytes> {
         self.verify(offset..offset + length as u64)?;
-        if matches!(self.files, Files::Disk { .. }) {
+        if matches!(self.how, How::Read(_)) {
             let mut out = vec![0; length];
             self.copy(offset as usize, &mut out)?;
             return Ok(out.into());
@@ -234,7 +250,7 @@ impl LocalBlock {
 
     /// The granted data descriptor: read-only, of the whole block file. Only present pages may be read through it.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
+        self.data.as_fd()
     }
 
     /// The connection it came by.

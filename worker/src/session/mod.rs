@@ -50,9 +50,12 @@ struct Session {
 
 /// Serves a connection until it ends or `shutdown`.
 pub async fn serve(core: Arc<Core>, socket: Socket, shutdown: CancellationToken) {
-    SESSIONS.inc();
     let descriptors = socket.can_pass_descriptors();
-    let (reader, writer) = socket.split();
+    let (reader, writer) = match socket.split() {
+        Ok(halves) => halves,
+        Err(e) => return tracing::warn!(error = %e, "a session cannot begin"),
+    };
+    SESSIONS.inc();
     let (outbox, queue) = outbox::channel();
     let session = Arc::new(Session {
         grants: Mutex::new(Grants::new(core.config.session_pinned_max.as_u64())),

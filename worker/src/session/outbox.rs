@@ -3,12 +3,11 @@
 use bytes::Bytes;
 use forebay_common::{Error, Result, err};
 use forebay_proto::data_response::Op as Answer;
-use forebay_proto::{DataResponse, ErrorInfo, frame};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use forebay_proto::{DataResponse, ErrorInfo, frame, unix};
 use std::io::IoSlice;
-use std::os::fd::{AsRawFd, OwnedFd};
-use tokio::io::{AsyncRead, AsyncWriteExt, Interest};
-use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use std::os::fd::OwnedFd;
+use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream, tcp};
 use tokio::sync::mpsc;
 
 /// Frames that may wait for a slow client; reads wait behind them.
@@ -24,7 +23,7 @@ pub enum Socket {
 
 pub enum Writer {
     Tcp(tcp::OwnedWriteHalf),
-    Unix(unix::OwnedWriteHalf),
+    Unix(unix::Writer),
 }
 
 pub struct Frame {
@@ -49,17 +48,17 @@ impl Socket {
         matches!(self, Socket::Unix(_))
     }
 
-    pub fn split(self) -> (Box<dyn AsyncRead + Send + Unpin>, Writer) {
-        match self {
+    pub fn split(self) -> Result<(Box<dyn AsyncRead + Send + Unpin>, Writer)> {
+        Ok(match self {
             Socket::Tcp(s) => {
                 let (r, w) = s.into_split();
                 (Box::new(r), Writer::Tcp(w))
             }
             Socket::Unix(s) => {
-                let (r, w) = s.into_split();
+                let (r, w) = unix::split(s).map_err(|e| Error::io("a client's socket", &e))?;
                 (Box::new(r), Writer::Unix(w))
             }
-        }
+        })
     }
 }
 
@@ -93,8 +92,10 @@ impl Outbox {
 
 impl Writer {
     pub async fn write(&mut self, frame: Frame) -> Result<()> {
-        let sent = match (&*self, &frame.descriptors) {
-            (Writer::Unix(socket), Some(descriptors)) => send_descriptors(socket.as_ref(), &frame.head, descriptors).await?,
+        let sent = match (&mut *self, &frame.descriptors) {
+            (Writer::Unix(socket), Some(descriptors)) => {
+                socket.send_with_descriptors(&frame.head, descriptors).await.map_err(|e| Error::io("passing descriptors", &e))?
+            }
             (Writer::Tcp(_), Some(_)) => return Err(err!(Internal, "descriptors cannot be passed over the network")),
             (_, None) => 0,
         };
@@ -113,22 +114,5 @@ impl Writer {
             IoSlice::advance_slices(&mut rest, written);
         }
         Ok(())
-    }
-}
-
-/// Sends the first bytes of a frame with its descriptors; returns how many bytes went out.
-async fn send_descriptors(socket: &UnixStream, head: &[u8], descriptors: &[OwnedFd; 2]) -> Result<usize> {
-    let raw = [descriptors[0].as_raw_fd(), descriptors[1].as_raw_fd()];
-    loop {
-        socket.writable().await.map_err(|e| Error::io("writing", &e))?;
-        let result = socket.try_io(Interest::WRITABLE, || {
-            sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(head)], &[ControlMessage::ScmRights(&raw)], MsgFlags::MSG_NOSIGNAL, None)
-                .map_err(std::io::Error::from)
-        });
-        match result {
-            Ok(sent) => return Ok(sent),
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(Error::io("passing descriptors", &e)),
-        }
     }
 }
