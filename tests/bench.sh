@@ -5,10 +5,15 @@ set -euo pipefail
 bin=$1 s3=$2; shift 2
 work=$(mktemp -d /tmp/forebay-bench.XXXXXX)
 export S3_ACCESS_KEY=bench S3_SECRET_KEY=benchsecret
-pids=()
+pids=() throttle=/sys/fs/cgroup/blkio/forebay-bench-$$
 cleanup() {
   for p in "${pids[@]}"; do kill "$p" 2>/dev/null || true; wait "$p" 2>/dev/null || true; done
   umount "$work/data/worker/mem.ro" "$work/data/worker/mem" 2>/dev/null || true
+  for disk in ssd hdd; do
+    umount "$work/$disk" 2>/dev/null || true
+    [ ! -e "$work/$disk.loop" ] || losetup -d "$(cat "$work/$disk.loop")" || true
+  done
+  [ ! -d "$throttle" ] || rmdir "$throttle" || true
   rm -rf "$work"
 }
 trap cleanup EXIT
@@ -32,3 +37,24 @@ echo "-- cold, S3 --" >&2
 echo "-- cold, file system --" >&2
 "$bin" bench read --size 64MiB --passes 3 --operations 500 --cold /cold "$@" | grep -E 'cold|FIGURE'
 "$bin" bench metadata "$@"
+
+# A loop device whose reads are throttled stands for a disk. usage: disk NAME BYTES_PER_SECOND
+disk() {
+  truncate -s 2G "$work/$1.img"
+  losetup -f --show "$work/$1.img" >"$work/$1.loop"
+  mkfs.ext4 -q -F "$(cat "$work/$1.loop")"
+  mkdir "$work/$1"
+  mount "$(cat "$work/$1.loop")" "$work/$1"
+  echo "$(lsblk -ndo MAJ:MIN "$(cat "$work/$1.loop")" | tr -d ' ') $2" >"$throttle/blkio.throttle.read_bps_device"
+}
+if [ "$(id -u)" = 0 ] && command -v mkfs.ext4 >/dev/null && mkdir "$throttle" 2>/dev/null; then
+  echo "-- tiers; SSD and HDD are loop devices throttled to 400 and 100 MiB/s --" >&2
+  disk ssd $((400 << 20))
+  disk hdd $((100 << 20))
+  (echo "$BASHPID" >"$throttle/cgroup.procs" && exec "$bin" bench tiers --ssd-dir "$work/ssd" --hdd-dir "$work/hdd" "$@")
+else
+  echo "-- tiers, on what is there (no blkio cgroup to throttle a disk with) --" >&2
+  "$bin" bench tiers "$@"
+fi
+echo "-- eviction policies --" >&2
+"$bin" bench trace "$@"

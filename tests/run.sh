@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # The long forms of suites that have a short one.
 if [ "${1:-}" = --full ]; then
-  export FOREBAY_TEST_FLIPS=${FOREBAY_TEST_FLIPS:-10000} FOREBAY_TEST_OPERATIONS=${FOREBAY_TEST_OPERATIONS:-1000000}
+  export FOREBAY_TEST_FLIPS=${FOREBAY_TEST_FLIPS:-10000} FOREBAY_TEST_OPERATIONS=${FOREBAY_TEST_OPERATIONS:-1000000} FOREBAY_TEST_CUTS=${FOREBAY_TEST_CUTS:-200}
 fi
 bash tests/peers/versitygw.sh >/dev/null
 out=$(mktemp)

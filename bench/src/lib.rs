@@ -7,9 +7,13 @@
 mod cpu;
 mod figure;
 mod metadata;
+mod own_store;
 mod raw;
 mod read;
 mod references;
+mod start;
+mod tiers;
+mod trace;
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
@@ -31,6 +35,12 @@ enum What {
     Read(ReadOptions),
     /// The namespace: create, getStatus, list, rename, delete
     Metadata(MetadataOptions),
+    /// How soon a worker with many blocks serves, on a store of its own; needs no cluster
+    Start(start::StartOptions),
+    /// Each tier, promotion, and storing under eviction, on a store of their own; needs no cluster
+    Tiers(tiers::TiersOptions),
+    /// Eviction policies, on a store of their own beside a simulation; needs no cluster
+    Trace(trace::TraceOptions),
 }
 
 /// `bench read`.
@@ -75,6 +85,13 @@ pub struct MetadataOptions {
 
 /// Measures and prints.
 pub async fn run(options: Options, config: &ClientConfig, json: bool) -> Result<()> {
+    // Without a cluster, and without a runtime in the way.
+    match options.what {
+        What::Trace(options) => return alone(move || trace::run(&options, json)).await,
+        What::Start(options) => return alone(move || start::run(&options, json)).await,
+        What::Tiers(options) => return alone(move || tiers::run(&options, json)).await,
+        What::Read(_) | What::Metadata(_) => {}
+    }
     let mut report = Report::new(json);
     let fs = FileSystem::connect(config).await?;
     match options.what {
@@ -88,9 +105,14 @@ pub async fn run(options: Options, config: &ClientConfig, json: bool) -> Result<
             cleanup(&fs, &options.dir).await;
             result?;
         }
+        What::Trace(_) | What::Tiers(_) | What::Start(_) => {}
     }
     fs.flush().await?;
     report.finish()
+}
+
+async fn alone(run: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    tokio::task::spawn_blocking(run).await.map_err(|e| forebay_common::err!(Internal, "bench: {e}"))?
 }
 
 async fn cleanup(fs: &FileSystem, dir: &AbsPath) {

@@ -272,16 +272,58 @@ pub enum FsCommand {
     Pin { path: String },
     /// Let pinned files be evicted again
     Unpin { path: String },
+    /// Delete, or drop from the cache, a file or folder when its time is over, counted from now
+    #[command(name = "setTtl", alias = "set-ttl")]
+    SetTtl {
+        path: String,
+        /// Like 90m, 7d or "1h 30m"; a bare number is of milliseconds
+        time: String,
+        /// What then
+        #[arg(long, value_enum, default_value_t = TtlAction::Delete)]
+        action: TtlAction,
+    },
+    /// Let a file or folder stay
+    #[command(name = "unsetTtl", alias = "unset-ttl")]
+    UnsetTtl { path: String },
     /// Which workers have which blocks
     Location { path: String },
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TtlAction {
+    /// From the namespace and the under store
+    Delete,
+    /// From the cache alone
+    Free,
+}
+
 #[derive(Subcommand)]
 pub enum FsadminCommand {
+    /// Which file a block belongs to, and where it is
+    #[command(name = "getBlockInfo", alias = "get-block-info")]
+    GetBlockInfo {
+        /// The number that `fs stat` shows
+        block: u64,
+    },
     /// What the cluster has and does
     Report {
         #[arg(value_enum, default_value_t = ReportKind::Summary)]
         kind: ReportKind,
+    },
+    /// Have a worker leave: its grants are taken back, what is only there is copied elsewhere, and nothing new comes to it
+    #[command(name = "decommissionWorker", alias = "decommission-worker")]
+    DecommissionWorker {
+        /// host:port, or the id that `report capacity` shows
+        worker: String,
+        /// Do not wait until it has left
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Take a worker in again that was to leave
+    #[command(name = "enableWorker", alias = "enable-worker")]
+    EnableWorker {
+        /// host:port, or the id that `report capacity` shows
+        worker: String,
     },
     /// Look for what is wrong, and say how to mend it
     Doctor,

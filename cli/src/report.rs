@@ -4,8 +4,8 @@ use crate::args::{FsadminCommand, ReportKind};
 use crate::doctor;
 use crate::output::{self, Output, bytes, percent, time};
 use forebay_client::FileSystem;
-use forebay_common::Result;
 use forebay_common::config::ClientConfig;
+use forebay_common::{Result, err};
 use forebay_proto::{DirUsage, ReportResponse, TierUsage, WorkerReport};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -14,6 +14,13 @@ use std::process::ExitCode;
 pub async fn run(command: FsadminCommand, config: &ClientConfig, output: Output) -> Result<ExitCode> {
     let fs = FileSystem::connect(config).await?;
     match command {
+        FsadminCommand::GetBlockInfo { block } => block_info(&fs, block, output).await?,
+        FsadminCommand::DecommissionWorker { worker, no_wait } => decommission(&fs, &worker, !no_wait, output).await?,
+        FsadminCommand::EnableWorker { worker } => {
+            let id = fs.set_worker(&worker, false).await?;
+            let json = json!({ "worker": format!("{id:016x}"), "leaving": false });
+            output.show(&json, || output::line(&format!("worker {worker} takes blocks again")))?;
+        }
         FsadminCommand::Doctor => return doctor::run(&fs, config, output).await,
         FsadminCommand::Report { kind } => {
             let report = fs.report().await?;
@@ -26,6 +33,55 @@ pub async fn run(command: FsadminCommand, config: &ClientConfig, output: Output)
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has a worker leave and waits until it has.
+async fn decommission(fs: &FileSystem, worker: &str, wait: bool, output: Output) -> Result<()> {
+    let id = fs.set_worker(worker, true).await?;
+    let mut said = u64::MAX;
+    let left = loop {
+        let report = fs.report().await?;
+        let state = report.workers.into_iter().find(|w| w.address.as_ref().is_some_and(|a| a.worker_id == id));
+        let Some(state) = state else { return Err(err!(Unavailable, "worker {worker} is not there any more: it is emptied when it comes back")) };
+        if state.left || !wait {
+            break state.left;
+        }
+        if state.lost {
+            return Err(err!(Unavailable, "worker {worker} is lost: what is only there is copied when it comes back"));
+        }
+        if state.to_move != said && state.to_move != u64::MAX {
+            said = state.to_move;
+            eprintln!("{said} blocks and files under construction are only there");
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    };
+    let json = json!({ "worker": format!("{id:016x}"), "leaving": true, "left": left });
+    let text = if left { "has left: it may be stopped" } else { "is to leave: see `forebay fsadmin report capacity`" };
+    output.show(&json, || output::line(&format!("worker {worker} {text}")))
+}
+
+async fn block_info(fs: &FileSystem, id: u64, output: Output) -> Result<()> {
+    let answer = fs.get_block(id).await?;
+    let (Some(status), Some(block)) = (answer.status, answer.block) else {
+        return Err(err!(Internal, "the master answered without a block"));
+    };
+    let mut value = crate::fs::blocks_json(&[block], &answer.workers)[0].take();
+    value["path"] = String::from_utf8_lossy(&status.path).into();
+    value["file_id"] = status.file_id.into();
+    value["persisted"] = status.persisted.into();
+    output.show(&value.clone(), || {
+        let mut rows = vec![
+            vec!["file".to_owned(), output::printable(value["path"].as_str().unwrap_or_default())],
+            vec!["offset in it".to_owned(), value["offset"].to_string()],
+            vec!["length".to_owned(), value["length"].to_string()],
+            vec!["in an under store".to_owned(), if status.persisted { "yes" } else { "no" }.to_owned()],
+        ];
+        for at in value["locations"].as_array().into_iter().flatten() {
+            let text = |key: &str| at[key].as_str().unwrap_or_default().to_owned();
+            rows.push(vec!["on".to_owned(), format!("{} {}, {} bytes", text("host"), text("tier"), at["cached_bytes"])]);
+        }
+        output::table(&[], &[], rows)
+    })
 }
 
 /// `host:port`, for people.
@@ -89,7 +145,7 @@ fn capacity(report: &ReportResponse, output: Output) -> Result<()> {
         .iter()
         .map(|w| {
             let id = w.address.as_ref().map_or(0, |a| a.worker_id);
-            json!({ "name": name(w), "worker": format!("{id:016x}"), "lost": w.lost, "last_heartbeat_ms": w.last_heartbeat_ms, "silent_ms": w.silent_ms, "tiers": tiers_json(&w.tiers) })
+            json!({ "name": name(w), "worker": format!("{id:016x}"), "lost": w.lost, "leaving": w.leaving, "left": w.left, "last_heartbeat_ms": w.last_heartbeat_ms, "silent_ms": w.silent_ms, "tiers": tiers_json(&w.tiers) })
         })
         .collect();
     let (total, used): (u64, u64) = (tiers.iter().map(|t| t.total_bytes).sum(), tiers.iter().map(|t| t.used_bytes).sum());
@@ -100,7 +156,15 @@ fn capacity(report: &ReportResponse, output: Output) -> Result<()> {
         };
         let mut rows: Vec<Vec<String>> = tiers.iter().map(|t| row("all workers", String::new(), t)).collect();
         for worker in &report.workers {
-            let heard = if worker.lost { format!("LOST, {} s ago", worker.silent_ms / 1000) } else { format!("{} ms ago", worker.silent_ms) };
+            let heard = if worker.left {
+                "has left".to_owned()
+            } else if worker.leaving && !worker.lost {
+                "is to leave".to_owned()
+            } else if worker.lost {
+                format!("LOST, {} s ago", worker.silent_ms / 1000)
+            } else {
+                format!("{} ms ago", worker.silent_ms)
+            };
             for tier in &worker.tiers {
                 rows.push(row(&name(worker), heard.clone(), tier));
                 // A tier of one healthy folder is told by its own line.

@@ -267,6 +267,29 @@ impl FileSystem {
         .await
     }
 
+    /// Which file a block belongs to, and who has it. Errors: `NotFound` when no file has it.
+    pub async fn get_block(&self, block_id: u64) -> Result<GetBlockResponse> {
+        let m = &self.inner.master;
+        m.ask(|caller| {
+            let mut admin = m.admin.clone();
+            async move { admin.get_block(GetBlockRequest { caller, block_id }).await }
+        })
+        .await
+    }
+
+    /// Has a worker (its id in hexadecimal, or `host:port`) leave the cluster, or takes it in again; returns its id.
+    pub async fn set_worker(&self, worker: &str, leaving: bool) -> Result<u64> {
+        let m = &self.inner.master;
+        let answer = m
+            .change(|caller| {
+                let request = SetWorkerRequest { caller, worker: worker.to_owned(), leaving };
+                let mut admin = m.admin.clone();
+                async move { admin.set_worker(request).await }
+            })
+            .await?;
+        Ok(answer.worker_id)
+    }
+
     /// Asks the master for its clock and state; with the time the question took.
     pub async fn ping(&self) -> Result<(PingResponse, Duration)> {
         let at = Instant::now();

@@ -45,7 +45,7 @@ impl Window {
         }
         self.asked_to = self.asked_to.max(self.next);
         let step = STEP_BYTES.min(self.size / 2);
-        if self.asked_to > self.next + self.size.saturating_sub(step) {
+        if self.asked_to > self.next.saturating_add(self.size.saturating_sub(step)) {
             return None;
         }
         let range = self.asked_to..self.next.saturating_add(self.size).min(end);

@@ -5,13 +5,13 @@
 //! and have bytes fetched ahead. When every source of a block failed, the file is looked up again (the same version
 //! only) and tried on, until `client.call_timeout_ms`.
 
-use crate::block::{Connection, LocalBlock, Source, check_piece};
+use crate::block::{Connection, LocalBlock, Source};
 use crate::counters::add;
 use crate::file_system::Inner;
 use crate::pieces::Pieces;
 use crate::prefetch::Window;
 use bytes::{Bytes, BytesMut};
-use forebay_common::{AbsPath, BlockId, Error, ErrorKind, Result, err};
+use forebay_common::{AbsPath, BlockId, Error, ErrorKind, Result, checksum, err};
 use forebay_proto::data_request::Op;
 use forebay_proto::data_response::Op as Answer;
 use forebay_proto::{BadChunk, BlockInfo, FileStatus, Fill, OpenResponse, ReadBlock, WorkerAddress};
@@ -445,6 +445,6 @@ pub(crate) async fn next_piece(answers: &mut crate::block::Answers, at: u64) -> 
     if data.offset != at || received.body.is_empty() {
         return Err(err!(Corrupt, "bytes at {} arrived instead of {at}", data.offset));
     }
-    check_piece(at, &data.crcs, &received.body)?;
+    checksum::check_pieces(at, &data.crcs, &received.body)?;
     Ok(received.body)
 }

@@ -5,7 +5,7 @@
 //! ```text
 //! 0    magic "FBAYHEAD"            8 bytes
 //! 8    format version              u32     all numbers little-endian
-//! 12   flags (1: only copy)        u32
+//! 12   flags                       u32     bit 0: only copy; bits 8 to 31: the mount, 0 when not known
 //! 16   block id                    u64
 //! 24   length, bytes               u64
 //! 32   page size, bytes            u64
@@ -21,7 +21,7 @@
 //! is still a true statement.
 
 use crate::limits::CHUNK_SIZE_BYTES;
-use crate::{BlockId, InodeId, Result, checksum, err};
+use crate::{BlockId, InodeId, MountId, Result, checksum, err};
 
 const MAGIC: &[u8; 8] = b"FBAYHEAD";
 /// The version this code writes and the only one it reads.
@@ -30,6 +30,14 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const FIXED_BYTES: usize = 64;
 /// The bytes of this block are nowhere else: never evicted.
 pub const FLAG_ONLY_COPY: u32 = 1;
+/// Where the mount begins in `flags`.
+const MOUNT_SHIFT: u32 = 8;
+
+/// `flags` of a block of a mount. A mount whose number has more than 24 bits is not remembered.
+pub fn flags_of(only_copy: bool, mount: MountId) -> u32 {
+    let mount = u32::try_from(mount.get()).ok().filter(|id| *id < 1 << 24).unwrap_or(0);
+    (u32::from(only_copy) * FLAG_ONLY_COPY) | (mount << MOUNT_SHIFT)
+}
 
 /// The fixed part, and where the rest is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +55,11 @@ pub struct Header {
 }
 
 impl Header {
+    /// The mount that its file lay in when it was made; 0 when not known.
+    pub fn mount(&self) -> MountId {
+        MountId(u64::from(self.flags >> MOUNT_SHIFT))
+    }
+
     /// Pages in the block.
     pub fn pages(&self) -> usize {
         self.length_bytes.div_ceil(self.page_size_bytes) as usize
@@ -156,6 +169,17 @@ mod tests {
         assert_eq!(&hex[..48], "464241594845414401000000010000000201000000000000");
         assert_eq!(Header::decode(&example().encode()).unwrap(), example());
         assert_eq!((example().pages(), example().chunks(), example().file_bytes()), (128, 2048, 64 + 16 + 8192));
+    }
+
+    #[test]
+    fn the_mount_is_beside_the_flags() {
+        let of = |only_copy, mount| Header { flags: flags_of(only_copy, MountId(mount)), ..example() };
+        for mount in [0, 1, (1 << 24) - 1] {
+            assert_eq!((of(true, mount).mount(), of(true, mount).flags & FLAG_ONLY_COPY), (MountId(mount), FLAG_ONLY_COPY));
+            assert_eq!(of(false, mount).flags & FLAG_ONLY_COPY, 0);
+            assert_eq!(Header::decode(&of(true, mount).encode()).unwrap(), of(true, mount));
+        }
+        assert_eq!(of(false, 1 << 24).mount(), MountId(0));
     }
 
     proptest! {

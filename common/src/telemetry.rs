@@ -1,6 +1,7 @@
 //! Logging set-up, once per process, by `main`.
 
 use crate::{Result, err};
+use std::io::IsTerminal;
 
 /// Logs to standard error, filtered by `filter` (the syntax of `RUST_LOG`, which wins when set).
 pub fn init(filter: &str) -> Result<()> {
@@ -10,6 +11,7 @@ pub fn init(filter: &str) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(true)
         .try_init()
         .map_err(|e| err!(Internal, "logging is set up twice: {e}"))

@@ -80,6 +80,9 @@ pub struct Claims {
     /// The lease this write happens under; 0 for a read.
     #[prost(uint64, tag = "12")]
     pub lease_id: u64,
+    /// The mount that a written file lies in; in a token for reading `ufs` says it.
+    #[prost(uint64, tag = "13")]
+    pub mount_id: u64,
 }
 
 /// The right to read.

@@ -8,7 +8,7 @@ use crate::journal::Journal;
 use crate::metrics::ClusterMetrics;
 use crate::mount::{MountTable, Syncer};
 use crate::namespace::Who;
-use crate::store::Store;
+use crate::store::{Reader, Store};
 use crate::worker::{Registry, TokenKeys};
 use forebay_common::config::{MasterConfig, SecurityConfig};
 use forebay_common::{BlockId, Result, clock, err};
@@ -75,10 +75,20 @@ impl Core {
         self.propose(who, client_id, sequence, op).await
     }
 
+    /// Has the soft state follow what the store says of workers that are to leave.
+    pub fn follow_leaving(&self) -> Result<()> {
+        self.soft.workers.set_leaving(&self.store.view().leaving_workers()?);
+        Ok(())
+    }
+
+    /// The master itself.
+    pub fn own_identity(&self) -> Who {
+        Who { user: self.identity.started_by().to_owned(), groups: Vec::new(), superuser: true }
+    }
+
     /// Has a change of the master's own applied.
     pub async fn own_change(&self, op: Op) -> Result<Reply> {
-        let who = Who { user: self.identity.started_by().to_owned(), groups: Vec::new(), superuser: true };
-        self.propose(who, 0, 0, op).await
+        self.propose(self.own_identity(), 0, 0, op).await
     }
 
     async fn propose(&self, who: Who, client_id: u64, sequence: u64, op: Op) -> Result<Reply> {

@@ -2,13 +2,16 @@
 //!
 //! `PendingDriver` has under stores follow deletions and renames: it takes pending records oldest first, never one whose
 //! keys touch those of an older unfinished one, retries with backoff for ever what may be retried, and proposes the
-//! outcome. After a crash it finds the records again. `run` also expires leases and workers and rotates token keys.
+//! outcome. After a crash it finds the records again. `run` also ends leases, times to live and workers, and rotates token keys.
 
 use crate::core::Core;
+use crate::drain::Drain;
+use crate::free;
+use crate::namespace::Found;
 use crate::store::{Cf, Reader, reply_key};
 use forebay_common::{Error, ErrorKind, InodeId, MountId, Result, counter, err, gauge};
 use forebay_proto::Caller;
-use forebay_proto::journal::{Abandon, FinishPending, Reply, command::Op};
+use forebay_proto::journal::{Abandon, ExpireTtl, FinishPending, Reply, command::Op};
 use forebay_proto::store::Pending;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,12 +20,18 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 counter!(RETRIES, "forebay_master_pending_retries_total", "changes that an under store did not take at once");
+counter!(EXPIRED, "forebay_master_ttl_expired_total", "files and folders whose time was over");
+counter!(POSTPONED, "forebay_master_ttl_postponed_total", "ends of times to live that had to wait");
 gauge!(ACTIVE, "forebay_master_pending_changes", "changes on their way to under stores");
 
 /// Calls under way to under stores at once; a change that waits to be tried again makes none.
 const CONCURRENCY: usize = 16;
 /// Changes that are looked after at once; further ones wait in the store.
 const STARTED_MAX: usize = 4_096;
+/// Files and folders whose time is over that are looked after in one round, each second.
+const EXPIRED_AT_ONCE: usize = 1_000;
+/// A file that is being written when its time comes is looked at again after this time.
+const POSTPONED_FOR: Duration = Duration::from_secs(10);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
@@ -163,7 +172,12 @@ async fn carry_out(core: &Arc<Core>, record: &Pending) -> Result<()> {
                 backoff = (backoff * 2).min(BACKOFF_MAX);
                 continue;
             }
-            Err(e) => (e.kind().code(), e.message().to_owned(), None),
+            Err(e) => {
+                if record.client_id == 0 {
+                    tracing::error!(error = %e, kind = record.kind, "an under store refuses for good what was asked for by nobody who waits");
+                }
+                (e.kind().code(), e.message().to_owned(), None)
+            }
         };
         let (previous_fingerprint, fingerprint) = fingerprints.unwrap_or_default();
         let finish = FinishPending { pending_id: record.id, error, error_kind, previous_fingerprint, fingerprint };
@@ -206,6 +220,7 @@ async fn attempt(core: &Arc<Core>, record: &Pending) -> Result<Option<(String, S
 /// Runs until shutdown: leases, workers, keys, pending records left from before, rate samples.
 pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
     let started = Instant::now();
+    let mut drain = Drain::default();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
@@ -220,6 +235,14 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
             tracing::error!(error = %e, "the master stops: start it again when the cause is mended");
             return shutdown.cancel();
         }
+        let looked = core.clone();
+        // All blocks of such workers are looked at.
+        drain = tokio::task::spawn_blocking(move || {
+            drain.round(&looked);
+            drain
+        })
+        .await
+        .unwrap_or_default();
         core.metrics.sample();
         if let Err(e) = core.keys.rotate() {
             tracing::error!(error = %e, "token keys were not rotated");
@@ -232,6 +255,68 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
             expire_leases(&core).await;
         }
     }
+}
+
+/// Times to live whose end has to wait, and until when.
+type Postponed = HashMap<(u64, InodeId), Instant>;
+
+/// Runs until shutdown: what has outlived its time.
+pub async fn run_lives(core: Arc<Core>, shutdown: CancellationToken) {
+    let mut postponed = Postponed::new();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        if let Err(e) = end_lives(&core, &mut postponed).await {
+            tracing::error!(error = %e, "what has outlived its time could not be looked up, or ended");
+        }
+    }
+}
+
+/// Frees or deletes what has outlived its time.
+async fn end_lives(core: &Arc<Core>, postponed: &mut Postponed) -> Result<()> {
+    postponed.retain(|_, until| *until > Instant::now());
+    // Those that have to wait are not in the way of those behind them.
+    let due = core.store.view().expired(forebay_common::clock::now_ms(), EXPIRED_AT_ONCE + postponed.len())?;
+    for (expires_at_ms, id) in due.into_iter().filter(|(at, id)| !postponed.contains_key(&(*at, *id))).collect::<Vec<_>>() {
+        let path = core.store.view().path_of(id).ok();
+        let mut op = ExpireTtl { inode_id: id.get(), expires_at_ms, give_up: false };
+        let done = match free_due(core, id, expires_at_ms).await {
+            Ok(()) => core.own_change(Op::ExpireTtl(op)).await,
+            Err(e) => Err(e),
+        };
+        match done {
+            Ok(_) => {
+                EXPIRED.inc();
+                tracing::info!(?path, "the time of a file or folder is over");
+            }
+            // Being written, or on the move: next time.
+            Err(e) if e.is_retryable() && e.kind() != ErrorKind::LimitExceeded => {
+                POSTPONED.inc();
+                tracing::debug!(error = %e, "the end of a time to live is tried again");
+                postponed.insert((expires_at_ms, id), Instant::now() + POSTPONED_FOR);
+            }
+            Err(e) => {
+                tracing::error!(error = %e, ?path, "what has outlived its time stays: it cannot be deleted");
+                op.give_up = true;
+                core.own_change(Op::ExpireTtl(op)).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Drops the cached bytes of an inode whose time is over, where that is what was asked for.
+async fn free_due(core: &Arc<Core>, id: InodeId, expires_at_ms: u64) -> Result<()> {
+    let found = core.store.view().inode(id)?.filter(|(_, inode)| inode.ttl_expires_at_ms == expires_at_ms && inode.ttl_frees);
+    let Some((link, inode)) = found else { return Ok(()) };
+    let path = core.store.view().path_of(id)?;
+    let found = Found { parent: InodeId(link.parent_id), name: link.name.to_vec(), inode };
+    let freed = free::below(core, &core.own_identity(), &path, &found).await?;
+    tracing::info!(%path, files = freed.files, kept = freed.kept, "freed, for its time is over");
+    Ok(())
 }
 
 async fn expire_leases(core: &Arc<Core>) {

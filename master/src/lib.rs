@@ -7,7 +7,9 @@
 pub mod apply;
 mod block;
 mod core;
+mod drain;
 mod driver;
+mod free;
 mod identity;
 pub mod journal;
 mod metrics;

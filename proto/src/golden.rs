@@ -67,6 +67,7 @@ fn commands_of_the_journal() {
             group: Some("g".into()),
             modified_ms: Some(2),
             pinned: Some(true),
+            ..journal::SetAttributes::default()
         }),
         Op::SyncChildren(journal::SyncChildren {
             parent_id: 1,
@@ -99,6 +100,11 @@ fn commands_of_the_journal() {
     ];
     let batch = journal::Batch { commands: ops.into_iter().map(command).collect() };
     check(&batch, COMMANDS);
+    // Came later.
+    check(&journal::SetAttributes { path: b("/a"), ttl_ms: Some(5), ttl_frees: true, ..Default::default() }, "0a022f6138054001");
+    let only = |op| journal::Command { op: Some(op), ..Default::default() };
+    check(&only(Op::ExpireTtl(journal::ExpireTtl { inode_id: 1, expires_at_ms: 2, give_up: true })), "c20106080110021801");
+    check(&only(Op::SetWorkerState(journal::SetWorkerState { worker_id: 1, leaving: true })), "ca010408011001");
 }
 
 #[test]
@@ -128,8 +134,10 @@ fn records_of_the_store() {
         to_ufs: true,
         cached: true,
         shadows: true,
+        ..store::Inode::default()
     };
     check(&inode, INODE);
+    check(&store::Inode { id: 1, ttl_ms: 2, ttl_expires_at_ms: 3, ttl_frees: true, ..Default::default() }, "0801c80102d00103d80101");
     check(&store::Link { parent_id: 1, name: b("n") }, "080112016e");
     let lease = store::Lease { id: 1, file_id: 2, expires_at_ms: 3, ttl_ms: 4, principal: "p".into(), worker_id: 5 };
     check(&lease, "08011002180320042a01703005");

@@ -6,7 +6,7 @@
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
@@ -21,10 +21,11 @@ pub type Descriptors = Arc<Mutex<VecDeque<OwnedFd>>>;
 /// Descriptors that one message carries at most.
 const DESCRIPTORS_MAX: usize = 16;
 
-/// Takes a connected socket apart. Errors: the socket cannot be watched.
-pub fn split(stream: tokio::net::UnixStream) -> io::Result<(Reader, Writer)> {
+/// Takes a connected socket apart. Who takes no descriptors leaves those that come along to the kernel, which closes them: a
+/// worker's socket is open to everybody. Errors: the socket cannot be watched.
+pub fn split(stream: tokio::net::UnixStream, takes_descriptors: bool) -> io::Result<(Reader, Writer)> {
     let socket = Arc::new(watch(stream.into_std()?, Interest::READABLE)?);
-    Ok((Reader { socket: socket.clone(), descriptors: Arc::default() }, Writer { socket, full: None }))
+    Ok((Reader { socket: socket.clone(), takes_descriptors, descriptors: Arc::default() }, Writer { socket, full: None }))
 }
 
 /// What keeps one descriptor for as long as it lives, which is what watching it asks for.
@@ -42,6 +43,7 @@ fn watch<T: KeepsDescriptor>(socket: T, interest: Interest) -> io::Result<AsyncF
 /// The reading half.
 pub struct Reader {
     socket: Arc<AsyncFd<UnixStream>>,
+    takes_descriptors: bool,
     descriptors: Descriptors,
 }
 
@@ -52,10 +54,15 @@ impl Reader {
     }
 
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.takes_descriptors {
+            return self.socket.get_ref().read(buffer);
+        }
         let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
         let mut parts = [IoSliceMut::new(buffer)];
         let message = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        for control in message.cmsgs()? {
+        // Some were dropped on the way (a sandbox, no free numbers here): the answer then comes without, and its reader streams.
+        let Ok(controls) = message.cmsgs() else { return Ok(message.bytes) };
+        for control in controls {
             if let ControlMessageOwned::ScmRights(raw) = control {
                 self.descriptors.lock().unwrap_or_else(|e| e.into_inner()).extend(raw.into_iter().map(own));
             }
@@ -151,7 +158,7 @@ mod tests {
 
     fn pair() -> ((Reader, Writer), (Reader, Writer)) {
         let (a, b) = tokio::net::UnixStream::pair().unwrap();
-        (split(a).unwrap(), split(b).unwrap())
+        (split(a, true).unwrap(), split(b, true).unwrap())
     }
 
     /// Far more than the socket holds goes through whole, both ways at once, and the watch for room is given back.
@@ -176,6 +183,19 @@ mod tests {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         drop((br, bw));
         assert_eq!(writing.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    /// Descriptors that nobody asked for are closed, not kept.
+    #[tokio::test]
+    async fn unwanted_descriptors_are_closed() {
+        let (a, b) = tokio::net::UnixStream::pair().unwrap();
+        let ((_ar, mut aw), (mut br, _bw)) = (split(a, true).unwrap(), split(b, false).unwrap());
+        let (watched, sent) = std::io::pipe().unwrap();
+        aw.send_with_descriptors(b"x", &[OwnedFd::from(sent)]).await.unwrap();
+        br.read_exact(&mut [0; 1]).await.unwrap();
+        assert!(br.descriptors().lock().unwrap().is_empty());
+        // The other end of the pipe is closed everywhere: its reader comes to the end at once.
+        assert_eq!(Read::read(&mut &watched, &mut [0; 1]).unwrap(), 0);
     }
 
     /// Descriptors arrive with the bytes they were sent with, in order, also behind bytes that had to wait.

@@ -4,6 +4,7 @@
 //! randomised test and taken back from `FOREBAY_TEST_SEED`.
 
 pub mod cluster;
+pub mod disk;
 pub mod proxy;
 pub mod raw;
 pub mod s3;

@@ -157,19 +157,28 @@ async fn flipped_bits_are_never_delivered() {
 }
 
 /// (S-17) Readers that hold descriptors, mappings and slices while everything around them is evicted and moved read what they
-/// opened; when they are gone nothing is held.
+/// opened; the memory tier stays within its quota meanwhile, held bytes included; when they are gone nothing is held.
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_under_eviction() {
-    const FILES: u64 = 64;
+    const FILES: u64 = 400;
     const LENGTH: usize = 600_000;
     let mut rng = rng("readers_under_eviction");
-    let cluster = cluster(&[("MEM", "12MiB"), ("SSD", "12MiB")], &[]).await;
+    let cluster = cluster(&[("MEM", "96MiB"), ("SSD", "64MiB")], &[]).await;
     let folder = cluster.mount_folder("/m", &[("sync_interval_ms", "-1"), ("page_size", "64KiB")]).await;
     for i in 0..FILES {
         std::fs::write(folder.join(format!("f{i}")), pattern(i, 0, LENGTH)).unwrap();
     }
     let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut readers = Vec::new();
+    let (stopped, tier, most) = (stop.clone(), cluster.dir.path().join("MEM"), Arc::new(AtomicU64::new(0)));
+    let highest = most.clone();
+    let sampler = tokio::spawn(async move {
+        while !stopped.load(Ordering::SeqCst) {
+            let s = nix::sys::statvfs::statvfs(&tier).unwrap();
+            highest.fetch_max((s.blocks() - s.blocks_free()) * s.fragment_size(), Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
     for n in 0..32u64 {
         let fs = if n % 4 == 3 { cluster.network_client().await } else { cluster.client().await };
         let (stop, reads, mut rng) = (stop.clone(), reads.clone(), StdRng::seed_from_u64(rng.random()));
@@ -196,6 +205,11 @@ async fn readers_under_eviction() {
     for reader in readers {
         reader.await.unwrap();
     }
+    sampler.await.unwrap();
+    let (most, quota) = (most.load(Ordering::SeqCst), 96u64 << 20);
+    eprintln!("at most {most} bytes of memory for a quota of {quota}");
+    assert!(most > quota / 2, "the tier was looked at");
+    assert!(most <= quota + quota / 50, "{most} bytes of memory for a quota of {quota}");
     eprintln!("{} slices held and checked", reads.load(Ordering::SeqCst));
     assert!(reads.load(Ordering::SeqCst) > 500);
     let held = async || {
@@ -276,4 +290,61 @@ async fn a_tier_smaller_than_a_block() {
             }
         }
     }
+}
+
+/// (S-22) The options `quota` and `reserved` of mounts hold on a real worker, over a restart of it, and reads go on beyond them.
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_keep_to_their_shares() {
+    let mut cluster = cluster(&[("MEM", "32MiB")], &[]).await;
+    const LENGTH: usize = 500_000;
+    let common = [("sync_interval_ms", "-1"), ("page_size", "64KiB")];
+    for (mount, files, options) in [("/q", 40, &[("quota", "8MiB")][..]), ("/r", 12, &[("reserved", "8MiB")]), ("/m", 120, &[])] {
+        let folder = cluster.mount_folder(mount, &[&common[..], options].concat()).await;
+        for i in 0..files {
+            std::fs::write(folder.join(format!("f{i}")), pattern(i, 0, LENGTH)).unwrap();
+        }
+    }
+    let output = cluster.run(&["fs", "mount", "/x", "file:///tmp", "--option", "quota=1MiB", "--option", "reserved=2MiB"]);
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("more than quota"));
+    cluster.counters_arrived().await;
+    let cached = |cluster: &Cluster, path: &str| cluster.json(&["fs", "du", "-s", path])["cached_bytes"].as_u64().unwrap();
+    let read_all = async |cluster: &Cluster, mount: &str, files: u64| {
+        let fs = cluster.client().await;
+        for i in 0..files {
+            assert!(read(&fs, &format!("{mount}/f{i}")).await.unwrap() == pattern(i, 0, LENGTH), "{mount}/f{i}");
+        }
+    };
+    for round in 0..2 {
+        read_all(&cluster, "/r", 12).await;
+        read_all(&cluster, "/q", 40).await;
+        cluster.counters_arrived().await;
+        let q = cached(&cluster, "/q");
+        read_all(&cluster, "/m", 120).await;
+        cluster.counters_arrived().await;
+        let r = cached(&cluster, "/r");
+        assert!(q > 4 << 20 && q <= 8 << 20, "round {round}: {q} bytes of a quota of 8 MiB");
+        assert_eq!(r, 12 * LENGTH as u64, "round {round}: what is reserved stays");
+        if round == 0 {
+            cluster.kill_worker(0);
+            cluster.start_worker(0);
+            eventually("taken over and reported", 20, async || cached(&cluster, "/r") == 12 * LENGTH as u64).await;
+            cluster.counters_arrived().await;
+        }
+    }
+    // For the cache only a file has to fit; written through it is kept as far as it does.
+    let fs = cluster.client().await;
+    for (write_type, kept) in [("cache_only", false), ("through", true)] {
+        let write = async {
+            let mut file =
+                fs.create(&p(&format!("/q/large-{write_type}")), &CreateOptions { write_type: write_type.into(), ..Default::default() }).await?;
+            for piece in pattern(7, 0, 20_000_000).chunks(1 << 20) {
+                file.write(piece).await?;
+            }
+            file.close().await
+        };
+        let written = write.await;
+        assert_eq!(written.is_ok(), kept, "{write_type}: {written:?}");
+        assert!(written.err().is_none_or(|e| e.message().contains("quota")), "the error names the quota");
+    }
+    assert!(read(&fs, "/q/large-through").await.unwrap() == pattern(7, 0, 20_000_000));
 }

@@ -1,5 +1,6 @@
 //! `Core`: the parts of one worker, shared by its sessions.
 
+use crate::copy_in::CopyIn;
 use crate::master::Master;
 use crate::report::Reporter;
 use crate::store::BlockStore;
@@ -10,6 +11,7 @@ use forebay_common::{MountId, Result, WorkerId, clock, err};
 use forebay_ufs::{UfsUri, UnderStore};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock};
+use tokio::sync::watch;
 
 /// Everything a session needs.
 pub struct Core {
@@ -22,6 +24,9 @@ pub struct Core {
     pub mounts: Mounts,
     pub fetcher: Fetcher,
     pub reporter: Reporter,
+    pub copy_in: CopyIn,
+    /// Whether this worker is to leave: it keeps nothing new and takes its grants back.
+    pub leaving: watch::Sender<bool>,
 }
 
 impl Core {

@@ -3,6 +3,7 @@
 //! `store` keeps blocks as files of a tier; `ufs_read` has missing pages fetched; `write` takes new files in; `session`
 //! serves clients over TCP and over the Unix socket (where it hands out descriptors); `report` tells the master.
 
+mod copy_in;
 mod core;
 mod master;
 mod report;

@@ -3,13 +3,14 @@
 //! A change of blocks is reported within `CHANGE_DELAY`, everything else each heartbeat interval. Answers bring the token
 //! keys, the mounts with their credentials, and blocks to drop. A report that did not arrive is sent again.
 
+use crate::copy_in::CopyIn;
 use crate::core::Core;
-use crate::store::Changed;
+use crate::store::{Changed, ShareLimits};
 use crate::{ufs_read, write};
 use forebay_common::limits::REPORT_BATCH_BLOCKS;
 use forebay_common::token::TokenKey;
 use forebay_common::{BlockId, InodeId, MountId, Result, clock, counter};
-use forebay_proto::{ChangedFile, HeartbeatRequest, HeartbeatResponse, NamedValue, RegisterRequest, ReportedBlock, WorkerAddress};
+use forebay_proto::{ChangedFile, HeartbeatRequest, HeartbeatResponse, MountCredentials, NamedValue, RegisterRequest, ReportedBlock, WorkerAddress};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -175,12 +176,24 @@ impl Heartbeat {
             now_ms: clock::now_ms(),
             warnings: self.core.reporter.warnings.lock().unwrap_or_else(|e| e.into_inner()).clone(),
             changed_files,
+            all_told: self.core.store.is_all_read() && !self.core.store.has_changes(),
+            leaving: *self.core.leaving.borrow(),
         }
     }
 
     async fn take(&self, answer: HeartbeatResponse) {
         self.core.keys.set(answer.keys.into_iter().map(|k| TokenKey { id: k.id, secret: k.secret.to_vec() }).collect());
+        let limits = |m: &MountCredentials| ShareLimits { quota_bytes: m.quota_bytes, reserved_bytes: m.reserved_bytes };
+        let limited = answer.mounts.iter().filter(|m| m.quota_bytes > 0 || m.reserved_bytes > 0);
+        self.core.store.set_shares(limited.map(|m| (MountId(m.mount_id), limits(m))).collect());
         self.core.mounts.set(answer.mounts.into_iter().map(|m| (MountId(m.mount_id), m.uri, m.options.into_iter().collect())).collect());
+        let leaving = answer.leaving;
+        let changed = self.core.leaving.send_if_modified(|known| std::mem::replace(known, leaving) != leaving);
+        if changed {
+            self.core.store.set_closed(leaving);
+            tracing::warn!(leaving, "the master has said whether this worker is to leave");
+        }
+        CopyIn::begin(&self.core, answer.copy_blocks);
         let store = self.core.store.clone();
         // Headers may have to be read for it, off a disk.
         let orders = tokio::task::spawn_blocking(move || {

@@ -1,5 +1,6 @@
 //! Starting and stopping a worker: its id, its tier, its sockets, its heartbeat.
 
+use crate::copy_in::CopyIn;
 use crate::core::{Core, Mounts};
 use crate::master::Master;
 use crate::report::{Heartbeat, Reporter};
@@ -94,6 +95,8 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
         keys: KeyRing::default(),
         mounts: Mounts::default(),
         reporter,
+        copy_in: CopyIn::default(),
+        leaving: watch::channel(false).0,
     });
     let heartbeat = Heartbeat { core: core.clone(), address, incarnation: rand::random() };
     let (registered_sender, registered) = watch::channel(false);

@@ -3,7 +3,9 @@
 mod copy;
 mod show;
 
-use crate::args::FsCommand;
+pub use show::blocks_json;
+
+use crate::args::{FsCommand, TtlAction};
 use crate::output::{self, Output};
 use forebay_client::{CreateOptions, FileSystem};
 use forebay_common::config::ClientConfig;
@@ -108,6 +110,18 @@ async fn dispatch(fs: &FileSystem, command: FsCommand, output: Output) -> Result
         }
         FsCommand::Pin { path: p } => pin(fs, &path(&p)?, true, output).await?,
         FsCommand::Unpin { path: p } => pin(fs, &path(&p)?, false, output).await?,
+        FsCommand::SetTtl { path: p, time, action } => {
+            let ttl_ms = parse_time(&time)?;
+            let request = SetAttributesRequest { ttl_ms: Some(ttl_ms), ttl_frees: action == TtlAction::Free, ..Default::default() };
+            let status = fs.set_attributes(&path(&p)?, request).await?;
+            let does = if status.ttl_frees { "dropped from the cache" } else { "deleted" };
+            let json = json!({ "path": p, "ttl_ms": status.ttl_ms, "ttl_expires_at_ms": status.ttl_expires_at_ms });
+            output.show(&json, || output::line(&format!("{p} is {does} at {} UTC", output::time(status.ttl_expires_at_ms))))?;
+        }
+        FsCommand::UnsetTtl { path: p } => {
+            fs.set_attributes(&path(&p)?, SetAttributesRequest { ttl_ms: Some(0), ..Default::default() }).await?;
+            done(output)?;
+        }
         FsCommand::Free { path: p } => {
             let freed = fs.free(&path(&p)?).await?;
             let mut text = format!("{} cached blocks of {} files are dropped", freed.blocks, freed.files);
@@ -137,6 +151,16 @@ async fn pin(fs: &FileSystem, path: &AbsPath, pinned: bool, output: Output) -> R
     }
     let text = format!("{files} files {}", if pinned { "pinned" } else { "let go" });
     output.show(&json!({ "files": files }), || output::line(&text))
+}
+
+/// Milliseconds of `7d`, `1h 30m`, or of a bare number of them.
+fn parse_time(raw: &str) -> Result<u64> {
+    let bad = || err!(InvalidArgument, "{raw:?} is no time to live: write 90m, 7d, \"1h 30m\" or a number of milliseconds above 0");
+    let ms = match raw.parse::<u64>() {
+        Ok(ms) => ms,
+        Err(_) => humantime::parse_duration(raw).ok().and_then(|d| u64::try_from(d.as_millis()).ok()).ok_or_else(bad)?,
+    };
+    if ms == 0 { Err(bad()) } else { Ok(ms) }
 }
 
 /// A change that has nothing to tell but that it is done.

@@ -43,6 +43,7 @@ fn status_json(s: &FileStatus) -> Value {
         "path": path_text(s), "file_id": s.file_id, "length": s.length, "block_size_bytes": s.block_size_bytes, "folder": s.folder,
         "completed": s.completed, "persisted": s.persisted, "pinned": s.pinned, "ttl_ms": s.ttl_ms, "owner": s.owner, "group": s.group,
         "mode": format!("{:04o}", s.mode), "ufs_path": s.ufs_path, "modified_ms": s.modified_ms, "mount_point": s.mount_point,
+        "ttl_expires_at_ms": s.ttl_expires_at_ms, "ttl_action": if s.ttl_ms < 0 { "none" } else if s.ttl_frees { "free" } else { "delete" },
     })
 }
 
@@ -68,7 +69,7 @@ pub async fn ls(fs: &FileSystem, path: &AbsPath, recursive: bool, output: Output
     complete(&denied)
 }
 
-fn blocks_json(blocks: &[BlockInfo], workers: &[WorkerAddress]) -> Value {
+pub fn blocks_json(blocks: &[BlockInfo], workers: &[WorkerAddress]) -> Value {
     let hosts: HashMap<u64, &WorkerAddress> = workers.iter().map(|w| (w.worker_id, w)).collect();
     let location = |l: &forebay_proto::BlockLocation| {
         let host = hosts.get(&l.worker_id).map_or(String::new(), |w| format!("{}:{}", w.host, w.data_port));

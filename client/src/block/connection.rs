@@ -115,7 +115,7 @@ impl Connection {
             .await
             .map_err(|_| err!(Timeout, "{} did not accept within {} ms", path.display(), connect.as_millis()))?
             .map_err(|e| Error::io(format!("connecting to {}", path.display()), &e))?;
-        let (reader, writer) = unix::split(stream).map_err(|e| Error::io(path.display(), &e))?;
+        let (reader, writer) = unix::split(stream, true).map_err(|e| Error::io(path.display(), &e))?;
         let descriptors = reader.descriptors();
         Self::start(Box::new(reader), Box::new(writer), descriptors, timeout, true, on_revoke).await
     }

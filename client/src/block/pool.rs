@@ -23,6 +23,8 @@ type Slot = Arc<tokio::sync::Mutex<Option<Arc<Connection>>>>;
 #[derive(Default)]
 struct Granted {
     blocks: HashMap<BlockId, Arc<LocalBlock>>,
+    /// Blocks that were taken back, ever.
+    revocations: u64,
     order: VecDeque<BlockId>,
 }
 
@@ -99,7 +101,11 @@ impl Pool {
         let granted = Arc::downgrade(&self.granted);
         let on_revoke = Arc::new(move |block: u64| {
             if let Some(granted) = granted.upgrade() {
-                let dropped = lock(&granted).blocks.remove(&BlockId(block));
+                let dropped = {
+                    let mut granted = lock(&granted);
+                    granted.revocations += 1;
+                    granted.blocks.remove(&BlockId(block))
+                };
                 drop(dropped);
             }
         });
@@ -188,9 +194,13 @@ impl Pool {
 
     /// The granted block; asked for when it is not held yet.
     pub async fn grant(&self, address: &WorkerAddress, token: &[u8], block: BlockId, length: u64) -> Result<Arc<LocalBlock>> {
-        if let Some(local) = lock(&self.granted).blocks.get(&block) {
-            return Ok(local.clone());
-        }
+        let revocations = {
+            let granted = lock(&self.granted);
+            if let Some(local) = granted.blocks.get(&block) {
+                return Ok(local.clone());
+            }
+            granted.revocations
+        };
         let connection = self.domain(address).await?;
         let open = OpenBlock { token: token.to_vec().into(), block_id: block.get() };
         let received = connection.call(Op::OpenBlock(open)).await?;
@@ -202,6 +212,10 @@ impl Pool {
         let made = LocalBlock::new(block, length, &granted.tier, granted.grant_id, descriptors, connection.clone());
         let local = Arc::new(made.inspect_err(|_| connection.close_later(granted.grant_id))?);
         let mut held = lock(&self.granted);
+        if held.revocations != revocations {
+            // It may have been this one, taken back before it was put here: used now, and not kept.
+            return Ok(local);
+        }
         if held.blocks.insert(block, local.clone()).is_none() {
             held.order.push_back(block);
         }

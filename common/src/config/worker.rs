@@ -78,6 +78,8 @@ pub struct WorkerConfig {
     pub sessions_max: usize,
     /// Bytes one session may hold granted; above it reads are streamed.
     pub session_pinned_max: ByteSize,
+    /// How long a client may keep a block that was taken back; then its connection is closed.
+    pub revoke_deadline_ms: u64,
 }
 
 impl Default for WorkerConfig {
@@ -109,6 +111,7 @@ impl Default for WorkerConfig {
             fetch_readahead: ByteSize::mib(16),
             sessions_max: 1_024,
             session_pinned_max: ByteSize::gib(64),
+            revoke_deadline_ms: 10_000,
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Owner, group, mode, times, pin: of the namespace; under stores keep their own.
+//! Owner, group, mode, times, pin, time to live: of the namespace; under stores keep their own.
 
 use super::context::Context;
+use super::ttl;
 use crate::namespace::check_owner;
 use forebay_common::{Result, err};
 use forebay_proto::journal::SetAttributes;
@@ -44,6 +45,9 @@ pub fn set(c: &mut Context<'_, '_>, op: &SetAttributes) -> Result<()> {
             c.counters.pinned_files = if pinned { total + 1 } else { total.saturating_sub(1) };
         }
         inode.pinned = pinned;
+    }
+    if let Some(ttl_ms) = op.ttl_ms {
+        ttl::set(c, &walk, &path, &mut inode, ttl_ms, op.ttl_frees)?;
     }
     c.update(found.parent, &found.name, &inode);
     c.reply.file_id = inode.id;

@@ -1,7 +1,7 @@
 //! Removal, here at once and in the under store by a pending record that sync and reads respect meanwhile.
 
 use super::context::Context;
-use super::{block, replies};
+use super::{block, replies, ttl};
 use crate::namespace::{self, Found, Walk};
 use crate::store::{Cf, Reader, dentry_key, id_key};
 use forebay_common::{AbsPath, ErrorKind, InodeId, Result, err};
@@ -93,6 +93,7 @@ pub fn remove_entry(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], mut i
     if inode.lease_id > 0 {
         c.txn.delete_id(Cf::Lease, inode.lease_id);
     }
+    ttl::forget(c, &mut inode);
     if inode.pinned {
         c.counters.pinned_files = c.counters.pinned_files.saturating_sub(1);
     }

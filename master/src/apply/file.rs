@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::{block, delete, folder};
 use crate::namespace::{self, WRITE, block_ids, blocks_for};
-use crate::store::{Cf, Reader, id_key};
+use crate::store::{Cf, Reader, id_key, leaving_key};
 use forebay_common::limits::{BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX, BLOCKS_PER_FILE_MAX};
 use forebay_common::{InodeId, Result, err};
 use forebay_proto::journal::{Abandon, AddBlocks, Complete, Create, RenewLease};
@@ -13,6 +13,10 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     let (path, walk) = c.walk(&op.path)?;
     let name = path.name().ok_or_else(|| err!(IsADirectory, "/ is a folder"))?.to_vec();
     c.check_writable(&walk, &path)?;
+    // Chosen before this was ordered: what is written there now would be forgotten with it.
+    if c.txn.get(Cf::Meta, &leaving_key(op.worker_id))?.is_some() {
+        return Err(err!(Unavailable, "worker {:016x} is to leave: another one is chosen at the next try", op.worker_id));
+    }
     if !BLOCK_SIZE_RANGE_BYTES.contains(&op.block_size_bytes) {
         return Err(err!(InvalidArgument, "block size {} is not between 64 KiB and 4 GiB", op.block_size_bytes));
     }

@@ -14,6 +14,8 @@ mod mounts;
 mod rename;
 mod replies;
 mod sync;
+mod ttl;
+mod workers;
 
 #[cfg(test)]
 mod tests;
@@ -130,6 +132,8 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         Some(Op::RemoveMount(op)) => mounts::remove(c, op),
         Some(Op::FinishPending(op)) => delete::finish_pending(c, op),
         Some(Op::UpdateMount(op)) => mounts::update(c, op),
+        Some(Op::ExpireTtl(op)) => ttl::expire(c, op),
+        Some(Op::SetWorkerState(op)) => workers::set_state(c, op),
         None => Err(forebay_common::err!(Unsupported, "the journal holds a command this version does not know: start the newer version again")),
     }
 }

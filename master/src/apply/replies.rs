@@ -60,6 +60,8 @@ fn number_of(op: Option<&Op>) -> u32 {
         Some(Op::RemoveMount(_)) => 21,
         Some(Op::FinishPending(_)) => 22,
         Some(Op::UpdateMount(_)) => 23,
+        Some(Op::ExpireTtl(_)) => 24,
+        Some(Op::SetWorkerState(_)) => 25,
     }
 }
 

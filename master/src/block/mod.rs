@@ -68,6 +68,15 @@ impl BlockMap {
         self.shard(block).read().unwrap_or_else(|e| e.into_inner()).get(&block.get()).cloned().unwrap_or_default()
     }
 
+    /// The blocks of a worker.
+    pub fn of_worker(&self, worker: WorkerId) -> Vec<BlockId> {
+        let held = |shard: &Shard| -> Vec<BlockId> {
+            let blocks = shard.read().unwrap_or_else(|e| e.into_inner());
+            blocks.iter().filter(|(_, holders)| holders.iter().any(|h| h.worker == worker)).map(|(id, _)| BlockId(*id)).collect()
+        };
+        self.shards.iter().flat_map(held).collect()
+    }
+
     /// Forgets a block and returns who had it.
     pub fn remove_block(&self, block: BlockId) -> Vec<WorkerId> {
         let mut shard = self.shard(block).write().unwrap_or_else(|e| e.into_inner());

@@ -17,11 +17,15 @@ pub struct MountOptions {
     pub block_size_bytes: u64,
     /// Page size of new and newly seen files.
     pub page_size_bytes: u64,
+    /// Bytes of each worker that this mount may have; 0: no limit.
+    pub quota_bytes: u64,
+    /// Bytes of each worker that other mounts leave to it.
+    pub reserved_bytes: u64,
     /// What the under store gets.
     pub ufs: BTreeMap<String, String>,
 }
 
-const OWN: &[&str] = &["sync_interval_ms", "block_size", "page_size"];
+const OWN: &[&str] = &["sync_interval_ms", "block_size", "page_size", "quota", "reserved"];
 
 impl MountOptions {
     /// Errors: `InvalidArgument` naming the option.
@@ -43,8 +47,12 @@ impl MountOptions {
         {
             return Err(err!(InvalidArgument, "block_size must be 64 KiB to 4 GiB, page_size a power of two from 64 KiB to 64 MiB"));
         }
+        let (quota_bytes, reserved_bytes) = (bytes("quota", 0)?, bytes("reserved", 0)?);
+        if quota_bytes > 0 && reserved_bytes > quota_bytes {
+            return Err(err!(InvalidArgument, "option reserved = {reserved_bytes} is more than quota = {quota_bytes}"));
+        }
         let ufs = options.iter().filter(|(name, _)| !OWN.contains(&name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect();
-        Ok(MountOptions { sync_interval, block_size_bytes, page_size_bytes, ufs })
+        Ok(MountOptions { sync_interval, block_size_bytes, page_size_bytes, quota_bytes, reserved_bytes, ufs })
     }
 }
 

@@ -1,12 +1,18 @@
 //! Reports.
 
+use super::encode;
 use crate::core::Core;
 use crate::mount::Mounted;
+use crate::namespace;
 use crate::store::Reader;
-use forebay_common::{ErrorKind, MountId, Result, clock};
+use forebay_common::{BlockId, ErrorKind, MountId, Result, WorkerId, clock, err};
 use forebay_proto::admin_server::Admin;
 use forebay_proto::convert::to_status;
-use forebay_proto::{ClientCounters, ClientCountersDone, NamedValue, PingRequest, PingResponse, ReportRequest, ReportResponse, UfsReport};
+use forebay_proto::journal::{self, command::Op};
+use forebay_proto::{
+    ClientCounters, ClientCountersDone, GetBlockRequest, GetBlockResponse, NamedValue, PingRequest, PingResponse, ReportRequest, ReportResponse,
+    SetWorkerRequest, SetWorkerResponse, UfsReport, WorkerAddress,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -36,6 +42,47 @@ impl Service {
             }
         });
         Ok(futures::future::join_all(checks).await)
+    }
+
+    async fn set_worker(&self, request: &SetWorkerRequest) -> Result<SetWorkerResponse> {
+        let core = &self.0;
+        let workers = core.soft.workers.report();
+        let addresses: Vec<&WorkerAddress> = workers.iter().filter_map(|w| w.address.as_ref()).collect();
+        let name = |a: &WorkerAddress| format!("{}:{}", a.host, a.data_port);
+        let by_id = u64::from_str_radix(&request.worker, 16).ok();
+        let known = addresses.iter().find(|a| name(a) == request.worker || Some(a.worker_id) == by_id).map(|a| a.worker_id);
+        // One that left and was stopped is known by its id alone.
+        let left = || core.store.view().leaving_workers().ok()?.into_iter().map(WorkerId::get).find(|id| Some(*id) == by_id);
+        let worker_id = known.or_else(left).ok_or_else(|| {
+            let known: Vec<String> = addresses.iter().map(|a| format!("{} ({:016x})", name(a), a.worker_id)).collect();
+            err!(NotFound, "there is no worker {}; there are {}", request.worker, if known.is_empty() { "none".to_owned() } else { known.join(", ") })
+        })?;
+        let op = journal::SetWorkerState { worker_id, leaving: request.leaving };
+        core.change(request.caller.as_ref(), Op::SetWorkerState(op)).await?;
+        core.follow_leaving()?;
+        Ok(SetWorkerResponse { worker_id })
+    }
+
+    /// The file of a block, for who may read it.
+    fn block(&self, request: &GetBlockRequest) -> Result<GetBlockResponse> {
+        let core = &self.0;
+        let who = core.who(request.caller.as_ref())?;
+        let view = core.store.view();
+        let id = BlockId(request.block_id);
+        let unknown = || err!(NotFound, "no file has block {}", request.block_id);
+        let owner = view.block_owner(id)?.ok_or_else(unknown)?;
+        let path = view.path_of(owner)?;
+        let walk = namespace::walk(&view, &path)?;
+        let found = walk.found(&path)?;
+        // A refusal would say where the file is.
+        namespace::check_traverse(&who, &walk, &path)
+            .and_then(|()| namespace::check(&who, &found.inode, namespace::READ, &path))
+            .map_err(|_| unknown())?;
+        let mount = walk.mount.map(|(id, _)| core.soft.mounts.get(&core.store, &core.config, id)).transpose()?;
+        let mut status = encode::status(&path, &found.inode, mount.as_deref(), &walk.ufs_key(&path));
+        let block = encode::blocks(core, &found.inode, &mut status).into_iter().find(|b| b.id == request.block_id).ok_or_else(unknown)?;
+        let workers = core.soft.workers.live().into_iter().map(|w| w.address).collect();
+        Ok(GetBlockResponse { status: Some(status), block: Some(block), workers })
     }
 
     async fn gather(&self) -> Result<ReportResponse> {
@@ -93,6 +140,14 @@ impl Admin for Service {
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
         self.0.who(request.get_ref().caller.as_ref()).map_err(|e| to_status(&e))?;
         self.gather().await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn get_block(&self, request: Request<GetBlockRequest>) -> Result<Response<GetBlockResponse>, Status> {
+        self.block(request.get_ref()).map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn set_worker(&self, request: Request<SetWorkerRequest>) -> Result<Response<SetWorkerResponse>, Status> {
+        Service::set_worker(self, request.get_ref()).await.map(Response::new).map_err(|e| to_status(&e))
     }
 
     async fn add_client_counters(&self, request: Request<ClientCounters>) -> Result<Response<ClientCountersDone>, Status> {

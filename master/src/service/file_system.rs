@@ -2,12 +2,13 @@
 
 use super::{encode, mounts, placement};
 use crate::core::Core;
+use crate::free;
 use crate::mount::{Resolved, raw};
 use crate::namespace::{self, READ, Who};
 use crate::store::Reader;
 use forebay_common::limits::LIST_BATCH_ENTRIES;
 use forebay_common::token::UfsSource;
-use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId, MountId, Result, err};
+use forebay_common::{AbsPath, ErrorKind, InodeId, MountId, Result, err};
 use forebay_proto::convert::to_status;
 use forebay_proto::file_system_server::FileSystem;
 use forebay_proto::journal::{self, command::Op};
@@ -25,8 +26,6 @@ use tonic::{Request, Response, Status};
 const UMASK: u32 = 0o022;
 /// How long a call waits for the under store to follow a deletion or a rename.
 const PENDING_WAIT: Duration = Duration::from_secs(50);
-/// Blocks of one call that every worker is told to drop; of further ones only those that are known to hold them.
-const FREED_EVERYWHERE_MAX: u64 = 10_000;
 /// Messages of a listing that may wait for a slow client.
 const LIST_QUEUE: usize = 4;
 
@@ -154,7 +153,14 @@ impl Service {
         let (inode, key) = self.just_made(&path, reply.file_id)?;
         check_open_for_writing(&path, &inode, reply.lease_id)?;
         let status = encode::status(&path, &inode, resolved.mount.as_deref(), &key);
-        let target = placement::write_target(core, &who, &inode, resolved.mount.as_deref(), key, &worker, reply.block_ids)?;
+        // That of the lease: of a call that was sent again it is the one chosen at first.
+        let worker_id = core.store.view().lease(reply.lease_id)?.map_or(0, |lease| lease.worker_id);
+        let present = core.soft.workers.present();
+        let worker = present
+            .iter()
+            .find(|w| w.id.get() == worker_id)
+            .ok_or_else(|| err!(Unavailable, "the worker that {path} was to be written to is lost: create it again").with_retryable(false))?;
+        let target = placement::write_target(core, &who, &inode, resolved.mount.as_deref(), key, worker, reply.block_ids)?;
         Ok(CreateResponse { status: Some(status), target: Some(target) })
     }
 
@@ -179,8 +185,8 @@ impl Service {
         let walk = namespace::walk(&core.store.view(), &path)?;
         let mount = walk.mount.map(|(id, _)| core.soft.mounts.get(&core.store, &core.config, id)).transpose()?;
         let worker_id = lease.map_or(0, |l| l.worker_id);
-        let live = core.soft.workers.live();
-        let worker = live
+        let present = core.soft.workers.present();
+        let worker = present
             .iter()
             .find(|w| w.id.get() == worker_id)
             .ok_or_else(|| err!(Unavailable, "the worker that {path} is written to is lost: write the file again"))?;
@@ -199,6 +205,10 @@ impl Service {
             block_lengths: request.blocks.iter().map(|b| b.length).collect(),
             fingerprint: request.fingerprint,
         };
+        if let Some(lease) = &lease {
+            // A worker that is to leave has not, before it has told of these blocks.
+            core.soft.workers.note_told(forebay_common::WorkerId(lease.worker_id), false);
+        }
         let reply = core.change(request.caller.as_ref(), Op::Complete(op)).await?;
         core.syncer.note_looked(InodeId(reply.file_id));
         let (_, inode, mut status) = self.status_by_id(reply.file_id)?;
@@ -280,6 +290,8 @@ impl Service {
             group: request.group,
             modified_ms: request.modified_ms,
             pinned: request.pinned,
+            ttl_ms: request.ttl_ms,
+            ttl_frees: request.ttl_frees,
         };
         let reply = self.0.change(request.caller.as_ref(), Op::SetAttributes(op)).await?;
         let (_, inode, status) = self.status_by_id(reply.file_id)?;
@@ -295,62 +307,7 @@ impl Service {
     async fn free_inner(&self, request: FreeRequest) -> Result<FreeResponse> {
         let core = &self.0;
         let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
-        let found = resolved.found(&path)?;
-        let (mut out, mut ordered) = (FreeResponse::default(), 0);
-        if !found.inode.folder {
-            namespace::check(&who, &found.inode, namespace::WRITE, &path)?;
-            self.free_file(&found.inode, &mut out, &mut ordered);
-            return Ok(out);
-        }
-        let mut folders = vec![(found.id(), found.inode.clone())];
-        while let Some((id, folder)) = folders.pop() {
-            if namespace::check(&who, &folder, READ | namespace::EXECUTE, &path).is_err() {
-                out.refused += 1;
-                continue;
-            }
-            let mut after: Option<Vec<u8>> = None;
-            loop {
-                let batch = core.store.view().children(id, after.as_deref(), LIST_BATCH_ENTRIES)?;
-                for (_, child) in &batch {
-                    if child.folder {
-                        folders.push((InodeId(child.id), child.clone()));
-                    } else if namespace::check(&who, child, namespace::WRITE, &path).is_err() {
-                        out.refused += 1;
-                    } else {
-                        self.free_file(child, &mut out, &mut ordered);
-                    }
-                }
-                match batch.last() {
-                    Some((name, _)) if batch.len() == LIST_BATCH_ENTRIES => after = Some(name.clone()),
-                    _ => break,
-                }
-                tokio::task::yield_now().await;
-            }
-        }
-        Ok(out)
-    }
-
-    /// Has workers drop what an under store holds as well and nobody pinned.
-    fn free_file(&self, inode: &Inode, out: &mut FreeResponse, ordered: &mut u64) {
-        if !inode.persisted || !inode.completed || inode.pinned {
-            out.kept += 1;
-            return;
-        }
-        out.files += 1;
-        let soft = &self.0.soft;
-        for run in namespace::block_runs(inode) {
-            let held = soft.blocks.remove_run(BlockId(run.first), run.count);
-            // What was read a moment ago is not reported yet: the order goes to every worker, as long as that is not too many.
-            *ordered = ordered.saturating_add(run.count);
-            if *ordered <= FREED_EVERYWHERE_MAX {
-                for worker in soft.workers.live() {
-                    (run.first..run.first + run.count).for_each(|id| soft.workers.queue_delete(worker.id, BlockId(id)));
-                }
-            } else {
-                held.iter().for_each(|(block, worker)| soft.workers.queue_delete(*worker, *block));
-            }
-            out.blocks += held.len() as u64;
-        }
+        free::below(core, &who, &path, resolved.found(&path)?).await
     }
 }
 

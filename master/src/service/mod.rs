@@ -68,6 +68,7 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
     let (rpc_addr, web_addr) = (rpc.local_addr().map_err(at("socket"))?, web.local_addr().map_err(at("socket"))?);
     let store = Store::open(&dir.join("meta"), usize::try_from(master.store_cache.as_u64()).unwrap_or(256 << 20))?;
     let soft = Arc::new(Soft::default());
+    soft.workers.set_leaving(&store.view().leaving_workers()?);
     let journal = Journal::start(&dir, &master, store.clone(), soft.clone()).await?;
     let core = Arc::new(Core {
         keys: TokenKeys::open(&dir, &master)?,
@@ -88,7 +89,7 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
     }
     mount_root(&core).await?;
     mount_configured(&core, config).await?;
-    let mut tasks = vec![tokio::spawn(driver::run(core.clone(), shutdown.clone()))];
+    let mut tasks = vec![tokio::spawn(driver::run(core.clone(), shutdown.clone())), tokio::spawn(driver::run_lives(core.clone(), shutdown.clone()))];
     let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)
         .add_service(FileSystemServer::new(file_system::Service(core.clone())))

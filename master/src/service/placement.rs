@@ -23,8 +23,9 @@ pub fn for_reading(
     blocks: &mut [BlockInfo],
 ) -> Result<(Vec<WorkerToken>, u64)> {
     let live: BTreeMap<WorkerId, WorkerView> = core.soft.workers.live().into_iter().map(|w| (w.id, w)).collect();
-    let views: Vec<WorkerView> = live.values().cloned().collect();
-    let local: Vec<WorkerId> = local.iter().map(|id| WorkerId(*id)).filter(|id| live.contains_key(id)).collect();
+    // A worker that is to leave still serves what it has, and fetches nothing.
+    let views: Vec<WorkerView> = live.values().filter(|w| !w.leaving).cloned().collect();
+    let local: Vec<WorkerId> = local.iter().map(|id| WorkerId(*id)).filter(|id| live.get(id).is_some_and(|w| !w.leaving)).collect();
     let mut needed = BTreeSet::new();
     for block in blocks.iter_mut() {
         block.locations.retain(|l| live.contains_key(&WorkerId(l.worker_id)));
@@ -68,7 +69,7 @@ pub fn for_reading(
 /// The worker that a new file is written to: the client's own, else the one with most room.
 pub fn for_writing(core: &Core, local: &[u64], avoid: &[u64]) -> Result<WorkerView> {
     let live = core.soft.workers.live();
-    let open = |w: &&WorkerView| !avoid.contains(&w.id.get());
+    let open = |w: &&WorkerView| !w.leaving && !avoid.contains(&w.id.get());
     live.iter()
         .filter(open)
         .find(|w| local.contains(&w.id.get()))
@@ -103,6 +104,7 @@ pub fn write_target(
         ufs: source,
         write_cached: inode.cached,
         lease_id: inode.lease_id,
+        mount_id: mount.map_or(0, |m| m.id.get()),
         ..Claims::default()
     };
     Ok(WriteTarget {

@@ -26,12 +26,19 @@ impl Service {
         Err(err!(Unauthenticated, "this worker does not know the cluster's secret: give it the same security.cluster_secret_file"))
     }
 
-    fn answer(&self, register_again: bool, orders: Orders) -> Result<HeartbeatResponse> {
+    fn answer(&self, worker: WorkerId, register_again: bool, orders: Orders) -> Result<HeartbeatResponse> {
         let core = &self.0;
         let mut mounts = Vec::new();
         for mount in core.store.view().mounts()? {
-            let ufs = MountOptions::parse(&mount.options, &core.config)?.ufs;
-            mounts.push(MountCredentials { mount_id: mount.id, uri: mount.uri, read_only: mount.read_only, options: ufs.into_iter().collect() });
+            let options = MountOptions::parse(&mount.options, &core.config)?;
+            mounts.push(MountCredentials {
+                mount_id: mount.id,
+                uri: mount.uri,
+                read_only: mount.read_only,
+                quota_bytes: options.quota_bytes,
+                reserved_bytes: options.reserved_bytes,
+                options: options.ufs.into_iter().collect(),
+            });
         }
         let keys = core.keys.all().into_iter().map(|k| KeyInfo { id: k.id, secret: k.secret.into() }).collect();
         let (pin, unpin): (Vec<_>, Vec<_>) = orders.pins.into_iter().partition(|(_, pinned)| *pinned);
@@ -45,6 +52,8 @@ impl Service {
             now_ms: clock::now_ms(),
             pin_blocks: ids(pin),
             unpin_blocks: ids(unpin),
+            leaving: core.soft.workers.is_leaving(worker),
+            copy_blocks: orders.copies,
         })
     }
 
@@ -53,11 +62,12 @@ impl Service {
         let core = &self.0;
         let worker = WorkerId(request.worker_id);
         let Some(mut orders) = core.soft.workers.heartbeat(request) else {
-            return self.answer(true, Orders::default());
+            return self.answer(worker, true, Orders::default());
         };
         for counter in std::mem::take(&mut orders.increments) {
             core.metrics.add(&counter.name, counter.value);
         }
+        core.soft.workers.note_told(worker, false);
         // Before the view is taken: who changes a pin from now on finds these holders.
         for block in &request.changed {
             core.soft.blocks.report(worker, BlockId(block.block_id), block.cached_bytes, tier_name(&block.tier));
@@ -82,7 +92,9 @@ impl Service {
             tracing::info!(file = file.file_id, "a worker met another version in the under store");
             core.syncer.invalidate(InodeId(file.file_id));
         }
-        self.answer(false, orders)
+        // Only now: until here the block map did not have all of it.
+        core.soft.workers.note_told(worker, request.all_told && request.leaving);
+        self.answer(worker, false, orders)
     }
 
     /// Sees to it that a lease holds for half its time at least; one that is that young costs no journal entry.
@@ -113,7 +125,7 @@ impl WorkerMaster for Service {
         tracing::info!(worker = %id, host = address.host, port = address.data_port, "worker registered");
         self.0.soft.blocks.remove_worker(id);
         self.0.soft.workers.register(&request, address);
-        self.answer(false, Orders::default()).map(Response::new).map_err(|e| to_status(&e))
+        self.answer(id, false, Orders::default()).map(Response::new).map_err(|e| to_status(&e))
     }
 
     async fn hold_lease(&self, request: Request<HoldLeaseRequest>) -> Result<Response<HoldLeaseResponse>, Status> {

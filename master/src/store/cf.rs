@@ -21,13 +21,16 @@ pub enum Cf {
     Reply,
     /// client id -> `store::ClientReplies` (its numbers only).
     Client,
+    /// (Unix milliseconds, inode id) -> nothing: what ends then.
+    Ttl,
     /// `store::Counters` and `store::Applied`.
     Meta,
 }
 
 impl Cf {
     /// All of them.
-    pub const ALL: [Cf; 10] = [Cf::Dentry, Cf::Link, Cf::Block, Cf::Mount, Cf::Lease, Cf::Pending, Cf::Tombstone, Cf::Reply, Cf::Client, Cf::Meta];
+    pub const ALL: [Cf; 11] =
+        [Cf::Dentry, Cf::Link, Cf::Block, Cf::Mount, Cf::Lease, Cf::Pending, Cf::Tombstone, Cf::Reply, Cf::Client, Cf::Ttl, Cf::Meta];
 
     /// The name on disk.
     pub const fn name(self) -> &'static str {
@@ -41,6 +44,7 @@ impl Cf {
             Cf::Tombstone => "tombstone",
             Cf::Reply => "reply",
             Cf::Client => "client",
+            Cf::Ttl => "ttl",
             Cf::Meta => "meta",
         }
     }

@@ -21,10 +21,27 @@ pub fn id_key(id: u64) -> [u8; 8] {
     id.to_be_bytes()
 }
 
+/// Unix milliseconds, then inode id.
+pub fn ttl_key(expires_at_ms: u64, inode_id: u64) -> [u8; 16] {
+    pair_key(expires_at_ms, inode_id)
+}
+
+/// What the key of a leaving worker begins with.
+pub const LEAVING_PREFIX: &[u8] = b"leaving/";
+
+/// That a worker is to leave.
+pub fn leaving_key(worker_id: u64) -> Vec<u8> {
+    [LEAVING_PREFIX, &id_key(worker_id)].concat()
+}
+
 /// Client id, then sequence.
 pub fn reply_key(client_id: u64, sequence: u64) -> [u8; 16] {
+    pair_key(client_id, sequence)
+}
+
+fn pair_key(first: u64, second: u64) -> [u8; 16] {
     let mut key = [0; 16];
-    key[..8].copy_from_slice(&client_id.to_be_bytes());
-    key[8..].copy_from_slice(&sequence.to_be_bytes());
+    key[..8].copy_from_slice(&first.to_be_bytes());
+    key[8..].copy_from_slice(&second.to_be_bytes());
     key
 }

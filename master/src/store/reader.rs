@@ -1,7 +1,7 @@
 //! Reading records: the same typed getters over a snapshot (`View`) and over a command being applied (`Txn`).
 
-use super::{Cf, Store, dentry_key, id_key, rocks};
-use forebay_common::{BlockId, InodeId, MountId, Result, err};
+use super::{Cf, LEAVING_PREFIX, Store, dentry_key, id_key, rocks};
+use forebay_common::{BlockId, InodeId, MountId, Result, WorkerId, err};
 use forebay_proto::store::{Counters, Inode, Lease, Link, Mount, Pending};
 use prost::Message;
 use rocksdb::{Direction, IteratorMode, ReadOptions, SnapshotWithThreadMode};
@@ -87,6 +87,20 @@ pub trait Reader {
     /// All changes that under stores have not done yet.
     fn pending(&self) -> Result<Vec<Pending>> {
         self.all(Cf::Pending)
+    }
+
+    /// What ends by `now_ms`, at most `limit`: when, and which inode.
+    fn expired(&self, now_ms: u64, limit: usize) -> Result<Vec<(u64, InodeId)>> {
+        let number = |raw: &[u8]| raw.try_into().map(u64::from_be_bytes).unwrap_or(0);
+        let rows = self.scan(Cf::Ttl, b"", None, limit)?;
+        let due = rows.iter().filter(|(key, _)| key.len() == 16).map(|(key, _)| (number(&key[..8]), InodeId(number(&key[8..]))));
+        Ok(due.take_while(|(at, _)| *at <= now_ms).collect())
+    }
+
+    /// Workers that are to leave.
+    fn leaving_workers(&self) -> Result<Vec<WorkerId>> {
+        let rows = self.scan(Cf::Meta, LEAVING_PREFIX, None, usize::MAX)?;
+        Ok(rows.iter().filter_map(|(key, _)| Some(WorkerId(u64::from_be_bytes(key.strip_prefix(LEAVING_PREFIX)?.try_into().ok()?)))).collect())
     }
 
     /// The next ids and the totals.

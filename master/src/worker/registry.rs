@@ -1,14 +1,16 @@
 //! Workers by heartbeat. Soft state: a master that restarts learns it again within a heartbeat.
 
 use forebay_common::{BlockId, WorkerId, clock};
-use forebay_proto::{HeartbeatRequest, NamedValue, RegisterRequest, TierUsage, WorkerAddress, WorkerReport};
+use forebay_proto::{CopyBlock, HeartbeatRequest, NamedValue, RegisterRequest, TierUsage, WorkerAddress, WorkerReport};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::RwLock;
+use std::sync::{RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 /// Deletions, and pins, sent with one heartbeat.
 const DELETES_PER_HEARTBEAT: usize = 10_000;
+/// Blocks to be taken over, sent with one heartbeat.
+const COPIES_PER_HEARTBEAT: usize = 64;
 
 struct Worker {
     address: WorkerAddress,
@@ -23,6 +25,15 @@ struct Worker {
     pins: HashMap<u64, bool>,
     counters: HashMap<String, u64>,
     lost: bool,
+    copies: HashMap<u64, CopyBlock>,
+    all_told: bool,
+}
+
+/// How far a worker is that is to leave.
+#[derive(Default)]
+struct Leaving {
+    to_move: u64,
+    left: bool,
 }
 
 /// What placement needs to know of a live worker.
@@ -34,6 +45,8 @@ pub struct WorkerView {
     pub address: WorkerAddress,
     /// Free bytes over its tiers; evictable bytes count as used here.
     pub free_bytes: u64,
+    /// It is to leave: it gets nothing new.
+    pub leaving: bool,
 }
 
 /// What a heartbeat is answered with, and what it told.
@@ -43,12 +56,16 @@ pub struct Orders {
     pub deletes: Vec<u64>,
     /// Blocks to pin, or to let go.
     pub pins: HashMap<u64, bool>,
+    /// Blocks to take over.
+    pub copies: Vec<CopyBlock>,
     /// What the worker's counters have grown by.
     pub increments: Vec<NamedValue>,
 }
 
+/// Both locks are taken in this order: `leaving`, then `workers`.
 #[derive(Default)]
 pub struct Registry {
+    leaving: RwLock<HashMap<WorkerId, Leaving>>,
     workers: RwLock<HashMap<WorkerId, Worker>>,
 }
 
@@ -69,6 +86,8 @@ impl Registry {
             pins: HashMap::new(),
             counters,
             lost: false,
+            copies: HashMap::new(),
+            all_told: false,
         };
         self.workers.write().unwrap_or_else(|e| e.into_inner()).insert(id, worker);
     }
@@ -95,7 +114,60 @@ impl Registry {
         let count = worker.deletes.len().min(DELETES_PER_HEARTBEAT);
         let pinned: Vec<u64> = worker.pins.keys().take(DELETES_PER_HEARTBEAT).copied().collect();
         let pins = pinned.into_iter().filter_map(|id| worker.pins.remove_entry(&id)).collect();
-        Some(Orders { deletes: worker.deletes.drain(..count).collect(), pins, increments })
+        let copied: Vec<u64> = worker.copies.keys().take(COPIES_PER_HEARTBEAT).copied().collect();
+        let copies = copied.into_iter().filter_map(|id| worker.copies.remove(&id)).collect();
+        Some(Orders { deletes: worker.deletes.drain(..count).collect(), pins, copies, increments })
+    }
+
+    fn leaving(&self) -> RwLockReadGuard<'_, HashMap<WorkerId, Leaving>> {
+        self.leaving.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Takes the list of workers that are to leave.
+    pub fn set_leaving(&self, workers: &[WorkerId]) {
+        let mut all = self.leaving.write().unwrap_or_else(|e| e.into_inner());
+        all.retain(|id, _| workers.contains(id));
+        for worker in workers {
+            all.entry(*worker).or_insert_with(|| Leaving { to_move: u64::MAX, left: false });
+        }
+    }
+
+    /// Whether a worker is to leave.
+    pub fn is_leaving(&self, worker: WorkerId) -> bool {
+        self.leaving().contains_key(&worker)
+    }
+
+    /// Whether all blocks of a worker are known, and it knows that it is to leave.
+    pub fn note_told(&self, worker: WorkerId, all_told: bool) {
+        if let Some(worker) = self.workers.write().unwrap_or_else(|e| e.into_inner()).get_mut(&worker) {
+            worker.all_told = all_told;
+        }
+    }
+
+    /// See `note_told`.
+    pub fn has_told(&self, worker: WorkerId) -> bool {
+        self.workers.read().unwrap_or_else(|e| e.into_inner()).get(&worker).is_some_and(|w| w.all_told)
+    }
+
+    /// Workers that are to leave, whether they have or not.
+    pub fn to_drain(&self) -> Vec<WorkerId> {
+        self.leaving().keys().copied().collect()
+    }
+
+    /// Notes how much is left to move off a leaving worker; at 0 it has left. Returns whether it has just now.
+    pub fn note_drained(&self, worker: WorkerId, to_move: u64) -> bool {
+        let mut all = self.leaving.write().unwrap_or_else(|e| e.into_inner());
+        let Some(leaving) = all.get_mut(&worker) else { return false };
+        let before = leaving.left;
+        (leaving.to_move, leaving.left) = (to_move, to_move == 0);
+        leaving.left && !before
+    }
+
+    /// Has a worker take over a block.
+    pub fn queue_copy(&self, worker: WorkerId, copy: CopyBlock) {
+        if let Some(worker) = self.workers.write().unwrap_or_else(|e| e.into_inner()).get_mut(&worker) {
+            worker.copies.insert(copy.block_id, copy);
+        }
     }
 
     /// Has a worker keep a block whatever happens, or let it go.
@@ -123,15 +195,24 @@ impl Registry {
         .collect()
     }
 
-    /// The live workers, by id.
+    /// The live workers, by id, without those that have left.
     pub fn live(&self) -> Vec<WorkerView> {
+        let mut live = self.present();
+        let leaving = self.leaving();
+        live.retain(|w| !leaving.get(&w.id).is_some_and(|l| l.left));
+        live
+    }
+
+    /// The live workers, by id, those that have left among them.
+    pub fn present(&self) -> Vec<WorkerView> {
+        let leaving = self.leaving();
         let workers = self.workers.read().unwrap_or_else(|e| e.into_inner());
         let mut live: Vec<WorkerView> = workers
             .iter()
             .filter(|(_, w)| !w.lost)
             .map(|(id, w)| {
                 let free_bytes = w.tiers.iter().map(|t| t.total_bytes.saturating_sub(t.used_bytes)).sum();
-                WorkerView { id: *id, address: w.address.clone(), free_bytes }
+                WorkerView { id: *id, address: w.address.clone(), free_bytes, leaving: leaving.contains_key(id) }
             })
             .collect();
         live.sort_by_key(|w| w.id);
@@ -140,10 +221,11 @@ impl Registry {
 
     /// Everything, for `report`.
     pub fn report(&self) -> Vec<WorkerReport> {
+        let leaving = self.leaving();
         let workers = self.workers.read().unwrap_or_else(|e| e.into_inner());
         let mut out: Vec<WorkerReport> = workers
-            .values()
-            .map(|w| WorkerReport {
+            .iter()
+            .map(|(id, w)| WorkerReport {
                 address: Some(w.address.clone()),
                 last_heartbeat_ms: w.heard_ms,
                 silent_ms: u64::try_from(w.heard.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -151,6 +233,9 @@ impl Registry {
                 tiers: w.tiers.clone(),
                 clock_skew_ms: w.skew_ms,
                 warnings: w.warnings.clone(),
+                leaving: leaving.contains_key(id),
+                left: leaving.get(id).is_some_and(|l| l.left),
+                to_move: leaving.get(id).map_or(0, |l| l.to_move),
             })
             .collect();
         out.sort_by_key(|r| r.address.as_ref().map_or(0, |a| a.worker_id));

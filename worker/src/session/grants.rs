@@ -5,6 +5,7 @@ use forebay_common::limits::SESSION_GRANTS_MAX;
 use forebay_common::{BlockId, Result, counter, err, gauge};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 gauge!(HELD, "forebay_worker_grants_held", "grants that sessions hold");
 counter!(LIMITED, "forebay_worker_grants_limited_total", "grants refused because a session held too many; its reads are streamed");
@@ -14,11 +15,13 @@ pub struct Grants {
     next: u64,
     pinned_bytes: u64,
     pinned_max_bytes: u64,
+    /// Grants taken back, and until when they are to be let go.
+    revoked: HashMap<u64, Instant>,
 }
 
 impl Grants {
     pub fn new(pinned_max_bytes: u64) -> Self {
-        Grants { held: HashMap::new(), next: 1, pinned_bytes: 0, pinned_max_bytes }
+        Grants { held: HashMap::new(), next: 1, pinned_bytes: 0, pinned_max_bytes, revoked: HashMap::new() }
     }
 
     /// Errors: `LimitExceeded`; the client streams then.
@@ -47,15 +50,28 @@ impl Grants {
             block.let_go();
             self.pinned_bytes -= bytes;
             HELD.dec();
+            self.revoked.remove(&id);
         }
     }
 
-    pub fn holds(&self, block: BlockId) -> bool {
-        self.held.values().any(|(b, _)| b.header.block == block)
+    /// Takes back the grants of blocks for which `back` holds, and returns their blocks, each once.
+    pub fn revoke(&mut self, limit: Duration, back: impl Fn(&Arc<Block>) -> bool) -> Vec<BlockId> {
+        let mut blocks = Vec::new();
+        for (id, (block, _)) in &self.held {
+            if !self.revoked.contains_key(id) && back(block) {
+                self.revoked.insert(*id, Instant::now() + limit);
+                blocks.push(block.header.block);
+            }
+        }
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
     }
 
-    pub fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
-        self.held.values().map(|(b, _)| b)
+    /// A block that should have been let go by now.
+    pub fn overdue(&self) -> Option<BlockId> {
+        let late = self.revoked.iter().find(|(_, by)| Instant::now() > **by)?.0;
+        self.held.get(late).map(|(block, _)| block.header.block)
     }
 }
 

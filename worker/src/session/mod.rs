@@ -20,9 +20,11 @@ use forebay_proto::{Ack, DATA_PROTOCOL_VERSION, DataRequest, Filled, Granted, He
 use grants::Grants;
 use outbox::{Outbox, Writer};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::io::{AsyncRead, BufReader};
 use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use writes::Writes;
 
@@ -31,6 +33,8 @@ counter!(REFUSED_TOKENS, "forebay_worker_tokens_refused_total", "requests with a
 counter!(BUSY, "forebay_worker_session_limit_total", "requests refused because a session had too many under way");
 gauge!(SESSIONS, "forebay_worker_sessions", "client connections");
 counter!(GRANTED, "forebay_worker_grants_total", "blocks handed out by descriptor");
+counter!(REVOKED, "forebay_worker_grants_revoked_total", "grants that clients were told to let go");
+counter!(OVERDUE, "forebay_worker_sessions_overdue_total", "sessions ended because a revoked grant was not let go in time");
 counter!(STREAMED, "forebay_worker_streamed_bytes_total", "bytes sent to clients");
 
 /// Bytes read from a connection at once.
@@ -69,7 +73,7 @@ pub async fn serve(core: Arc<Core>, socket: Socket, shutdown: CancellationToken)
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = ended.cancelled() => {}
-        () = revoke_evicted(&session) => {}
+        () = take_back(&session) => {}
         result = read_requests(&session, reader) => {
             if let Err(e) = result {
                 tracing::info!(error = %e, "a session ends");
@@ -91,24 +95,44 @@ async fn write_all(mut writer: Writer, mut queue: outbox::Queue, ended: Cancella
     ended.cancel();
 }
 
-/// Tells the client which of its granted blocks were evicted, so that it lets their memory go.
-async fn revoke_evicted(session: &Arc<Session>) {
-    let mut evictions = session.core.store.evictions();
+/// Takes grants back: of blocks that were evicted, and of all when this worker is to leave, so that clients let their memory
+/// go. Ends, and the session with it, when a client does not do so in time.
+async fn take_back(session: &Arc<Session>) {
+    let limit = Duration::from_millis(session.core.config.revoke_deadline_ms);
+    let (mut evictions, mut leaving) = (session.core.store.evictions(), session.core.leaving.subscribe());
+    let mut look = tokio::time::interval(Duration::from_secs(1));
     loop {
-        let block = match evictions.recv().await {
-            Ok(block) => Some(block),
-            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => None,
-            Err(tokio::sync::broadcast::error::RecvError::Closed) => return std::future::pending().await,
-        };
-        let held: Vec<BlockId> = {
-            let grants = session.grants.lock().unwrap_or_else(|e| e.into_inner());
-            match block {
-                Some(block) => grants.holds(block).then_some(block).into_iter().collect(),
-                None => grants.blocks().filter(|b| !session.core.store.is_current(b)).map(|b| b.header.block).collect(),
+        let evicted = tokio::select! {
+            evicted = evictions.recv() => Some(evicted),
+            changed = leaving.changed() => match changed {
+                Ok(()) => None,
+                Err(_) => return,
+            },
+            _ = look.tick() => {
+                if let Some(block) = session.grants().overdue() {
+                    OVERDUE.inc();
+                    tracing::warn!(%block, "a session ends: its client did not let go in time of a block that was taken back");
+                    return;
+                }
+                continue;
             }
         };
-        for block in held {
-            session.outbox.send(0, Answer::Revoke(Revoke { block_id: block.get(), deadline_ms: 10_000 })).await;
+        let store = &session.core.store;
+        let blocks = match evicted {
+            Some(Ok(block)) => session.grants().revoke(limit, |held| held.header.block == block && !store.is_current(held)),
+            Some(Err(RecvError::Lagged(_))) => session.grants().revoke(limit, |held| !store.is_current(held)),
+            Some(Err(RecvError::Closed)) => return,
+            None if *leaving.borrow_and_update() => session.grants().revoke(limit, |_| true),
+            None => Vec::new(),
+        };
+        for block in blocks {
+            REVOKED.inc();
+            let deadline_ms = session.core.config.revoke_deadline_ms;
+            let told = session.outbox.send(0, Answer::Revoke(Revoke { block_id: block.get(), deadline_ms }));
+            if tokio::time::timeout(limit, told).await.is_err() {
+                OVERDUE.inc();
+                return tracing::warn!(%block, "a session ends: its client does not read what it is told, and holds blocks that were taken back");
+            }
         }
     }
 }
@@ -130,7 +154,7 @@ async fn read_requests(session: &Arc<Session>, reader: Box<dyn AsyncRead + Send 
         };
         // Taken at once and not answered: a grant that is let go must never be refused.
         if let Op::CloseGrant(close) = &op {
-            session.grants.lock().unwrap_or_else(|e| e.into_inner()).close(close.grant_id);
+            session.grants().close(close.grant_id);
             continue;
         }
         let Ok(permit) = permits.clone().try_acquire_owned() else {
@@ -186,6 +210,10 @@ async fn handle(session: &Arc<Session>, id: u64, op: Op) -> Result<()> {
 }
 
 impl Session {
+    fn grants(&self) -> MutexGuard<'_, Grants> {
+        self.grants.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     fn hello(&self) -> HelloOk {
         HelloOk {
             version: DATA_PROTOCOL_VERSION,
@@ -223,12 +251,17 @@ impl Session {
         let claims = self.verify(&open.token, READ).await?;
         let target = crate::ufs_read::Target::of(&claims, BlockId(open.block_id))?;
         let block = crate::ufs_read::block_of(&self.core, &target).ok_or_else(|| err!(NotFound, "block {} is not on this worker", open.block_id))?;
-        let grant_id = self.grants.lock().unwrap_or_else(|e| e.into_inner()).add(&block.block)?;
+        let grant_id = self.grants().add(&block.block)?;
+        // From here on it is among those that are taken back.
+        if *self.core.leaving.borrow() {
+            self.grants().close(grant_id);
+            return Err(err!(Unavailable, "this worker is to leave: read the block by stream, or elsewhere"));
+        }
         let opened = self.core.store.open_for_grant(&block);
         let (data, head) = match opened {
             Ok(fds) => fds,
             Err(e) => {
-                self.grants.lock().unwrap_or_else(|e| e.into_inner()).close(grant_id);
+                self.grants().close(grant_id);
                 return Err(Error::new(ErrorKind::Unavailable, e.message().to_owned()));
             }
         };

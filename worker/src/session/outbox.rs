@@ -55,7 +55,7 @@ impl Socket {
                 (Box::new(r), Writer::Tcp(w))
             }
             Socket::Unix(s) => {
-                let (r, w) = unix::split(s).map_err(|e| Error::io("a client's socket", &e))?;
+                let (r, w) = unix::split(s, false).map_err(|e| Error::io("a client's socket", &e))?;
                 (Box::new(r), Writer::Unix(w))
             }
         })

@@ -6,6 +6,7 @@
 use super::block_file::BlockFile;
 use super::dir::Dir;
 use super::evict::Evictable;
+use super::shares::Share;
 use forebay_common::block_header::{FLAG_ONLY_COPY, Header};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -23,6 +24,7 @@ pub struct Block {
     grants: AtomicU32,
     pinned: AtomicBool,
     heat: Mutex<(Instant, u32)>,
+    share: Mutex<Option<Arc<Share>>>,
 }
 
 impl Block {
@@ -37,6 +39,7 @@ impl Block {
             grants: AtomicU32::new(0),
             pinned: AtomicBool::new(false),
             heat: Mutex::new((Instant::now(), 0)),
+            share: Mutex::default(),
         })
     }
 
@@ -76,9 +79,42 @@ impl Block {
         self.cached_bytes.store(bytes, Ordering::Release);
     }
 
-    /// What the accounting holds for its files; swapped for a new figure.
+    /// What the accounting holds for its files; swapped for a new figure, in its mount's share as well. Under its shard's lock.
     pub fn swap_charged(&self, bytes: u64) -> u64 {
-        self.charged_bytes.swap(bytes, Ordering::AcqRel)
+        let before = self.charged_bytes.swap(bytes, Ordering::AcqRel);
+        if let Some(share) = self.share() {
+            share.recharge(before, bytes);
+        }
+        before
+    }
+
+    /// Its mount's share, if that has one.
+    pub fn share(&self) -> Option<Arc<Share>> {
+        self.share.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Counts from now on in another share. Under its shard's lock.
+    pub fn set_share(&self, share: Option<Arc<Share>>) {
+        let mut own = self.share.lock().unwrap_or_else(|e| e.into_inner());
+        let same = match (&*own, &share) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        if let Some(left) = own.take() {
+            left.recharge(self.charged_bytes(), 0);
+            left.remove(self.header.block);
+        }
+        if let Some(joined) = &share {
+            joined.recharge(0, self.charged_bytes());
+            if let Some(evictable) = self.evictable() {
+                joined.insert(evictable);
+            }
+        }
+        *own = share;
     }
 
     /// What the accounting holds for its files.

@@ -99,8 +99,14 @@ impl BlockFile {
     fn lay_out(header: &Header, medium: Medium, data: &File, head: &File) -> Result<Option<Arc<Mmap>>> {
         data.set_len(header.length_bytes).map_err(at("extending"))?;
         let head_bytes = header.file_bytes();
-        nix::fcntl::fallocate(head, nix::fcntl::FallocateFlags::empty(), 0, head_bytes as i64)
-            .map_err(|e| forebay_common::Error::io("allocating a header", &e.into()))?;
+        match nix::fcntl::fallocate(head, nix::fcntl::FallocateFlags::empty(), 0, head_bytes as i64) {
+            Ok(()) => {}
+            // Not every file system knows how (NFS, most FUSE ones): zeros take the same room.
+            Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS) => {
+                head.write_all_at(&vec![0; head_bytes], 0).map_err(at("allocating a header"))?;
+            }
+            Err(e) => return Err(forebay_common::Error::io("allocating a header", &e.into())),
+        }
         head.write_all_at(&header.encode(), 0).map_err(at("writing a header"))?;
         map_data(medium, data, header.length_bytes)
     }
@@ -290,9 +296,14 @@ impl BlockFile {
         chunks.into_iter().try_for_each(|chunk| self.verify_chunk(chunk))
     }
 
+    /// Has every chunk compared with its CRC again before it is served.
+    pub fn forget_verified(&self) {
+        self.verified.iter().for_each(|w| w.store(0, Ordering::Relaxed));
+    }
+
     /// Compares every present chunk with its CRC, those verified before included.
     pub fn verify_again(&self) -> Result<()> {
-        self.verified.iter().for_each(|w| w.store(0, Ordering::Relaxed));
+        self.forget_verified();
         self.verify_all()
     }
 

@@ -8,6 +8,7 @@
 //! Invariant: `used` covers what the folder's files occupy, unlinked but still held ones ("zombies") and reservations of
 //! writes under way included.
 
+use super::block_file::BlockFile;
 use super::evict::{self, Eviction};
 use super::lease_probe::{self, Zombie};
 use forebay_common::config::{Medium, MemMount, TierDir, WorkerConfig};
@@ -20,7 +21,7 @@ use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 counter!(FAILED, "forebay_worker_tier_dirs_failed_total", "folders of tiers taken out because of an error");
@@ -164,6 +165,7 @@ impl Dir {
         let blocks_dir = path.join("blocks");
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&blocks_dir).map_err(at(blocks_dir.display()))?;
         if medium != Medium::Mem {
+            sync_names(&blocks_dir);
             check_disk(&blocks_dir, quota_bytes, reserve_bytes)?;
         }
         let grant_dir = match mount_read_only(&blocks_dir, &beside(&path, "ro")) {
@@ -284,6 +286,15 @@ impl Dir {
         lock(&self.zombies).push(zombie);
     }
 
+    /// Counts reserved bytes that were written to a block's files after these were unlinked with them. `false`: they are gone.
+    pub fn add_to_zombie(&self, file: &Arc<BlockFile>, bytes: u64) -> bool {
+        let mut zombies = lock(&self.zombies);
+        let Some(zombie) = zombies.iter_mut().find(|zombie| zombie.is_of(file)) else { return false };
+        zombie.bytes += bytes;
+        self.zombie_bytes.fetch_add(bytes, Ordering::AcqRel);
+        true
+    }
+
     /// Frees the zombies that nobody holds any more; returns their bytes.
     pub fn reap(&self) -> u64 {
         if self.zombie_bytes() == 0 && lock(&self.zombies).is_empty() {
@@ -387,6 +398,16 @@ impl Dir {
             && statfs(&self.path).is_ok_and(|s| s.blocks_available() * s.block_size() as u64 <= self.reserve_bytes)
         {
             self.note_error(&err!(NoSpace, "reserve"));
+        }
+    }
+}
+
+/// Makes a folder's name durable, and those of the folders above it that may be as new: what is fsynced in a folder that a power
+/// cut takes away is gone as well. Where a folder above cannot be opened, it is not ours, and not new.
+fn sync_names(dir: &Path) {
+    for above in dir.ancestors().skip(1) {
+        if let Err(e) = File::open(above).and_then(|folder| folder.sync_all()) {
+            tracing::debug!(dir = %above.display(), error = %e, "a folder above a tier is not fsynced");
         }
     }
 }

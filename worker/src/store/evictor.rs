@@ -26,6 +26,10 @@ const IDLE: Duration = Duration::from_millis(200);
 const EVICTED_PER_NEED: u64 = 4;
 /// Blocks that clients hold are passed over, this many in a row: evicting them frees nothing before they let go.
 const HELD_PASSED_MAX: usize = 64;
+/// Blocks that are within their mount's reserved share are passed over, this many in a row.
+const RESERVED_PASSED_MAX: usize = 100_000;
+/// Of a mount's quota one in this many is made free when it is full.
+const QUOTA_AHEAD_SHARE: u64 = 16;
 /// Blocks waiting to be moved up.
 const PROMOTIONS_MAX: usize = 256;
 
@@ -33,6 +37,8 @@ const PROMOTIONS_MAX: usize = 256;
 struct State {
     kicked: bool,
     begun: u64,
+    /// The most that somebody waits for within a mount's quota.
+    share_room: u64,
     promotions: VecDeque<BlockId>,
 }
 
@@ -57,6 +63,14 @@ impl Signal {
         state.begun
     }
 
+    /// Has a pass make room within the quotas of mounts.
+    pub fn want_share_room(&self, bytes: u64) {
+        let mut state = self.state();
+        state.share_room = state.share_room.max(bytes);
+        state.kicked = true;
+        self.work.notify_one();
+    }
+
     /// Waits until a pass has ended, `limit` at most.
     pub fn wait(&self, limit: Duration) {
         let state = self.state();
@@ -78,17 +92,18 @@ impl Signal {
 /// The thread's loop; ends when the store is gone.
 pub fn run(store: &Weak<BlockStore>, signal: &Arc<Signal>) {
     loop {
-        let (begun, promotion) = {
+        let (begun, share_room, promotion) = {
             let mut state = signal.state();
             if !state.kicked && state.promotions.is_empty() {
                 state = signal.work.wait_timeout(state, IDLE).unwrap_or_else(|e| e.into_inner()).0;
             }
             state.kicked = false;
             state.begun += 1;
-            (state.begun, state.promotions.pop_front())
+            (state.begun, std::mem::take(&mut state.share_room), state.promotions.pop_front())
         };
         let Some(store) = store.upgrade() else { return };
         let pass = || {
+            store.keep_quotas(share_room);
             // The slowest first, so that what is moved down finds room.
             for (i, tier) in store.tiers.iter().enumerate().rev() {
                 tier.dirs.iter().for_each(|dir| store.relieve(i, dir, begun));
@@ -112,6 +127,31 @@ pub fn run(store: &Weak<BlockStore>, signal: &Arc<Signal>) {
 }
 
 impl BlockStore {
+    /// Drops blocks of mounts that have more than their quota, `room` bytes more included.
+    fn keep_quotas(&self, room: u64) {
+        for (_, share) in self.shares.all() {
+            // Ahead of need, as folders are: not one page at a time.
+            let ahead = if room > 0 { room.max(share.quota_bytes() / QUOTA_AHEAD_SHARE) } else { 0 };
+            let mut passed = 0;
+            while !share.has_room(ahead.min(share.quota_bytes())) {
+                let Some(id) = share.victim() else { break };
+                let Some(block) = self.index.get(id) else { continue };
+                let Some(evictable) = block.evictable() else { continue };
+                // What clients hold frees its quota at once: its bytes count in the folder until they let go.
+                if !self.remove_if(&block, |b| b.evictable().is_some()) {
+                    share.insert(evictable);
+                    passed += 1;
+                    if passed > HELD_PASSED_MAX {
+                        break;
+                    }
+                    continue;
+                }
+                EVICTED.inc();
+                self.counters_of(&block.dir).evicted.inc();
+            }
+        }
+    }
+
     /// Brings a folder below its watermark, or makes the room that writers wait for.
     fn relieve(&self, tier: usize, dir: &Arc<Dir>, pass: u64) {
         dir.reap();
@@ -144,13 +184,19 @@ impl BlockStore {
     /// Has the block leave that should; returns what it occupied. `None`: none can.
     fn evict_one(&self, tier: usize, dir: &Arc<Dir>) -> Option<u64> {
         let began = Instant::now();
-        let mut passed = 0;
+        let (mut passed, mut reserved) = (0, 0);
         loop {
             let victim = dir.policy().victim()?;
             let Some(block) = self.index.get(victim.id).filter(|b| Arc::ptr_eq(&b.dir, dir)) else { continue };
             let Some(evictable) = block.evictable() else { continue };
             if block.grants() > 0 && passed < HELD_PASSED_MAX && passed < dir.policy().len() {
                 passed += 1;
+                dir.policy().insert(evictable);
+                continue;
+            }
+            // What a mount has reserved is for others only when there is nothing else.
+            if block.share().is_some_and(|share| share.is_within_reserve()) && reserved < dir.policy().len().min(RESERVED_PASSED_MAX) {
+                reserved += 1;
                 dir.policy().insert(evictable);
                 continue;
             }

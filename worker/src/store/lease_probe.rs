@@ -6,7 +6,7 @@ use nix::libc;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 /// Our one descriptor of a file that is unlinked.
 pub struct Probe(Option<File>);
@@ -50,6 +50,11 @@ pub struct Zombie {
 impl Zombie {
     pub fn new(probes: [Probe; 2], bytes: u64, ours: Weak<BlockFile>) -> Self {
         Zombie { probes, bytes, ours }
+    }
+
+    /// Whether these are the files of this very block.
+    pub fn is_of(&self, file: &Arc<BlockFile>) -> bool {
+        std::ptr::eq(self.ours.as_ptr(), Arc::as_ptr(file))
     }
 
     /// Whether both files are free. Where the file system knows no leases, when this process let go (grants, then, are

@@ -16,28 +16,32 @@ mod evictor;
 mod index;
 mod lease_probe;
 mod open;
+mod shares;
 mod tier;
 
 pub use block::Block;
 pub use block_file::{BlockFile, paths};
 pub use dir::{Dir, MemPages};
 pub use forebay_common::block_header::{FLAG_ONLY_COPY, Header};
+pub use shares::ShareLimits;
 pub use tier::Tier;
 
 use adopt::Unread;
 use evictor::Signal;
 use forebay_common::config::{Medium, WorkerConfig};
 use forebay_common::error::at;
-use forebay_common::{BlockId, Error, ErrorKind, Result, counter, err, gauge};
+use forebay_common::{BlockId, Error, ErrorKind, MountId, Result, counter, err, gauge};
 use forebay_proto::TierUsage;
 use index::{Index, Shard};
 use lease_probe::{Probe, Zombie};
 use open::OpenFiles;
+use prometheus::IntGaugeVec;
+use shares::Shares;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, broadcast};
 
@@ -48,6 +52,17 @@ counter!(NO_ROOM, "forebay_worker_no_room_total", "allocations refused because n
 gauge!(USED, "forebay_worker_tier_used_bytes", "bytes the tiers' files occupy, zombies included");
 gauge!(ZOMBIES, "forebay_worker_tier_zombie_bytes", "bytes of unlinked files that somebody still holds");
 
+/// By mount, for those that have a quota or a reserved share.
+static SHARES: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    let opts = prometheus::Opts::new("forebay_worker_mount_used_bytes", "bytes of mounts that have a quota or a reserved share");
+    let family = IntGaugeVec::new(opts, &["mount"]).unwrap_or_else(|e| unreachable!("the name and the label are valid: {e}"));
+    if let Err(e) = prometheus::register(Box::new(family.clone())) {
+        tracing::warn!(error = %e, "a metric is not registered");
+    }
+    family
+});
+
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// Evictions a session may lag behind before it looks at all its grants.
 const EVICTION_BACKLOG: usize = 4096;
 /// How long a writer waits for room before it looks again.
@@ -56,6 +71,8 @@ const ROOM_WAIT: Duration = Duration::from_millis(20);
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 /// How long a writer waits for the evictor while that gets on.
 const EVICT_WAIT: Duration = Duration::from_secs(20);
+/// How long what is to be stored waits for its mount to come below its quota.
+const SHARE_WAIT: Duration = Duration::from_secs(2);
 /// Blocks whose headers are read in one go in the background.
 const ADOPT_BATCH: usize = 1_000;
 
@@ -88,6 +105,9 @@ pub struct BlockStore {
     signal: Arc<Signal>,
     /// The block whose files the evictor is copying: nobody makes new ones of its name meanwhile.
     moving: Mutex<Option<BlockId>>,
+    shares: Shares,
+    /// Nothing new is cached: the worker is to leave.
+    closed: AtomicBool,
     changed: Mutex<HashSet<BlockId>>,
     /// Wakes the reporter.
     pub changed_notify: Notify,
@@ -125,6 +145,8 @@ impl BlockStore {
             unread: Unread::default(),
             signal: Arc::default(),
             moving: Mutex::default(),
+            shares: Shares::new(config.evict_policy),
+            closed: AtomicBool::new(false),
             changed: Mutex::default(),
             changed_notify: Notify::new(),
             evictions,
@@ -135,6 +157,11 @@ impl BlockStore {
         let (weak, signal) = (Arc::downgrade(&store), store.signal.clone());
         std::thread::Builder::new().name("evictor".into()).spawn(move || evictor::run(&weak, &signal)).map_err(at("starting the evictor"))?;
         Ok(store)
+    }
+
+    /// Whether nothing new is to be cached. What is being written goes on.
+    pub fn set_closed(&self, closed: bool) {
+        self.closed.store(closed, Ordering::Release);
     }
 
     /// The tiers, fastest first.
@@ -151,6 +178,11 @@ impl BlockStore {
         let next = self.unread.next(ADOPT_BATCH);
         next.iter().for_each(|id| drop(self.find(*id)));
         next.len()
+    }
+
+    /// Whether the headers of all blocks of an earlier start are read.
+    pub fn is_all_read(&self) -> bool {
+        self.unread.is_empty()
     }
 
     /// The block, its header read now if it was not yet.
@@ -231,6 +263,9 @@ impl BlockStore {
     pub fn get(&self, id: BlockId) -> Option<Arc<BlockFile>> {
         let block = self.find(id)?;
         block.dir.policy().access(id);
+        if let Some(share) = block.share() {
+            share.access(id);
+        }
         let promote_after = self.options.promote_after;
         if promote_after > 0 && block.dir.medium() != self.tiers[0].medium && block.use_within(self.options.promote_window) == promote_after {
             self.signal.promote(id);
@@ -295,6 +330,9 @@ impl BlockStore {
         if let Some(file) = self.get(id) {
             return Ok(file);
         }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(err!(NoSpace, "this worker is to leave: it keeps nothing new"));
+        }
         let dir = self.choose(header.length_bytes)?;
         let mut shard = self.index.shard(id);
         if let Some(block) = shard.get(&id).cloned() {
@@ -342,6 +380,7 @@ impl BlockStore {
         block.dir.blocks.fetch_add(1, Ordering::Relaxed);
         let before = shard.insert(block.header.block, block.clone());
         assert!(before.is_none(), "a block is entered once");
+        block.set_share(self.shares.get(block.header.mount()));
         Self::recharge(file);
         self.open.keep(file);
         self.look_at_watermark(&block.dir);
@@ -350,20 +389,45 @@ impl BlockStore {
     /// Stores a page, room made first. Blocks the thread. Errors: `NoSpace`, the disk's.
     pub fn fill_page(&self, file: &Arc<BlockFile>, page: usize, bytes: &[u8]) -> Result<()> {
         let dir = &file.block.dir;
-        self.make_room(dir, bytes.len() as u64, true)?;
+        self.make_share_room(file.header.mount(), bytes.len() as u64)?;
+        let room = Self::occupied_by(file, page, bytes.len() as u64);
+        self.make_room(dir, room, true)?;
+        // Evicted meanwhile: nobody would find the page, and nobody would count it.
+        if !self.index.contains(&file.block) {
+            dir.release(room);
+            return Err(err!(Unavailable, "block {} was evicted while it was filled", file.header.block));
+        }
         let result = file.fill_page(page, bytes).inspect_err(|e| dir.note_error(e));
-        dir.release(bytes.len() as u64);
         self.counters_of(dir).bytes_in.inc_by(bytes.len() as u64);
-        // An evicted block is not charged: its files are zombies already.
         let id = file.header.block;
-        let shard = self.index.shard(id);
-        if shard.get(&id).is_some_and(|b| Arc::ptr_eq(b, &file.block)) {
-            Self::recharge(file);
-            file.block.set_cached_bytes(file.cached_bytes());
-            drop(shard);
+        let current = {
+            let shard = self.index.shard(id);
+            let current = shard.get(&id).is_some_and(|b| Arc::ptr_eq(b, &file.block));
+            if current {
+                Self::recharge(file);
+                file.block.set_cached_bytes(file.cached_bytes());
+            }
+            current
+        };
+        if current {
             self.note_changed(id);
         }
+        // The files of a block that was evicted in between are zombies, larger now than when they were counted.
+        if current || result.is_err() || !dir.add_to_zombie(file, room) {
+            dir.release(room);
+        }
         result
+    }
+
+    /// The most that a file may grow by when a page is stored: a tmpfs of huge pages takes the largest that fits, the first time
+    /// one of its bytes is written.
+    fn occupied_by(file: &BlockFile, page: usize, bytes: u64) -> u64 {
+        let start = file.header.page_span(page).0 / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+        let length = HUGE_PAGE_BYTES.min(file.header.length_bytes.saturating_sub(start));
+        if file.block.dir.pages() != MemPages::Huge || file.pages_of(start, length).any(|p| file.has_page(p)) {
+            return bytes;
+        }
+        length.max(bytes)
     }
 
     /// The counters of a folder's tier.
@@ -420,6 +484,42 @@ impl BlockStore {
             dir.quota_bytes(),
             dir.zombie_bytes()
         ))
+    }
+
+    /// Waits until a mount has room for `bytes` within its quota. Blocks the thread.
+    ///
+    /// Errors: `NoSpace` when what it has must stay, or is held.
+    pub fn make_share_room(&self, mount: MountId, bytes: u64) -> Result<()> {
+        let Some(share) = self.shares.get(mount) else { return Ok(()) };
+        let began = Instant::now();
+        while !share.has_room(bytes) {
+            if began.elapsed() > SHARE_WAIT || bytes > share.quota_bytes() {
+                NO_ROOM.inc();
+                return Err(err!(
+                    NoSpace,
+                    "mount {mount} has used {} of its quota of {} bytes on this worker, and nothing of it can be evicted: raise the mount's option quota",
+                    share.used_bytes(),
+                    share.quota_bytes()
+                ));
+            }
+            self.signal.want_share_room(bytes);
+            self.signal.wait(ROOM_WAIT);
+        }
+        Ok(())
+    }
+
+    /// Takes the limits of mounts. Blocks that are here count in them at once.
+    pub fn set_shares(&self, limits: std::collections::HashMap<MountId, ShareLimits>) {
+        if !self.shares.set(limits) {
+            return;
+        }
+        for id in self.index.ids() {
+            let shard = self.index.shard(id);
+            if let Some(block) = shard.get(&id) {
+                block.set_share(self.shares.get(block.header.mount()));
+            }
+        }
+        self.signal.kick();
     }
 
     /// Charges a block with what its files occupy now. Under its shard's lock.
@@ -486,6 +586,9 @@ impl BlockStore {
     fn bury(&self, block: &Arc<Block>) {
         let (id, dir) = (block.header.block, &block.dir);
         dir.policy().remove(id);
+        if let Some(share) = block.share() {
+            share.remove(id);
+        }
         dir.blocks.fetch_sub(1, Ordering::Relaxed);
         self.open.forget(block);
         let (data, head) = paths(dir.path(), id);
@@ -497,7 +600,10 @@ impl BlockStore {
         }
         let zombie = Zombie::new(probes, block.swap_charged(0), block.open_files().clone());
         if zombie.is_free() {
-            dir.release(zombie.bytes)
+            let bytes = zombie.bytes;
+            // Its last descriptors are closed before the room counts as free.
+            drop(zombie);
+            dir.release(bytes)
         } else {
             dir.bury(zombie)
         }
@@ -509,6 +615,9 @@ impl BlockStore {
         let freed = self.dirs().map(|dir| dir.reap()).sum();
         USED.set(self.dirs().map(|dir| dir.used_bytes() as i64).sum());
         ZOMBIES.set(self.dirs().map(|dir| dir.zombie_bytes() as i64).sum());
+        for (mount, share) in self.shares.all() {
+            SHARES.with_label_values(&[&mount.to_string()]).set(share.used_bytes() as i64);
+        }
         freed
     }
 
@@ -532,9 +641,16 @@ impl BlockStore {
             return;
         }
         self.note_changed(id);
+        let share = block.share();
         match block.evictable() {
-            Some(evictable) => block.dir.policy().insert(evictable),
-            None => block.dir.policy().remove(id),
+            Some(evictable) => {
+                block.dir.policy().insert(evictable);
+                share.iter().for_each(|share| share.insert(evictable));
+            }
+            None => {
+                block.dir.policy().remove(id);
+                share.iter().for_each(|share| share.remove(id));
+            }
         }
     }
 
@@ -543,7 +659,8 @@ impl BlockStore {
         self.evictions.subscribe()
     }
 
-    fn note_changed(&self, id: BlockId) {
+    /// Has a block reported again.
+    pub fn note_changed(&self, id: BlockId) {
         lock(&self.changed).insert(id);
         self.changed_notify.notify_one();
     }

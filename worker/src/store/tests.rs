@@ -1,6 +1,6 @@
 use super::*;
 use forebay_common::config::{Medium, MemMount, TierConfig, TierDir, WorkerConfig};
-use forebay_common::{InodeId, checksum};
+use forebay_common::{InodeId, MountId, checksum};
 use std::os::unix::fs::FileExt;
 
 /// A folder whose read-only mounts go with it.
@@ -287,4 +287,71 @@ fn files_are_closed_and_opened_again() {
         assert!(block.is_full() && block.bytes(0, PAGE as usize).unwrap().iter().all(|b| *b == id as u8));
     }
     assert!(Arc::ptr_eq(&held, &store.get(BlockId(1)).unwrap()), "one open file per block at a time");
+}
+
+/// (S-22) A mount stays within its quota, what it has reserved is not pushed out by others, and what its share says is what its
+/// blocks occupy, also after limits changed and after a restart.
+#[test]
+fn mounts_have_shares() {
+    let dir = TestDir::new();
+    let limits = |quota_bytes, reserved_bytes| ShareLimits { quota_bytes, reserved_bytes };
+    let shares = |list: &[(u64, ShareLimits)]| list.iter().map(|(id, l)| (MountId(*id), *l)).collect::<std::collections::HashMap<_, _>>();
+    let page = vec![1u8; PAGE as usize];
+    let of_mount = |store: &BlockStore, mount| -> u64 {
+        let blocks = store.ids().into_iter().filter_map(|id| store.index.get(id));
+        blocks.filter(|b| b.header.mount() == MountId(mount)).map(|b| b.charged_bytes()).sum()
+    };
+    let agrees = |store: &BlockStore| {
+        for (mount, share) in store.shares.all() {
+            assert_eq!(share.used_bytes(), of_mount(store, mount.get()), "mount {mount}");
+        }
+    };
+    let put = |store: &BlockStore, id: u64, mount| {
+        let flags = forebay_common::block_header::flags_of(false, MountId(mount));
+        let block = store.get_or_create(Header { flags, ..header(id, PAGE) })?;
+        store.fill_page(&block, 0, &page)
+    };
+    let store = open(dir.path(), 8 << 20);
+    store.set_shares(shares(&[(1, limits(2 << 20, 0)), (2, limits(0, 2 << 20))]));
+    for id in 1..=20 {
+        put(&store, 2_000 + id, 2).unwrap();
+    }
+    for id in 1..=200 {
+        put(&store, 1_000 + id, 1).unwrap();
+        assert!(of_mount(&store, 1) <= 2 << 20, "a quota is a limit");
+        put(&store, 3_000 + id, 3).unwrap();
+    }
+    agrees(&store);
+    assert!(of_mount(&store, 1) > 1 << 20, "and is used");
+    assert!((1..=20).all(|id| store.has(BlockId(2_000 + id))), "what is reserved stays");
+    assert!(!store.has(BlockId(3_001)), "what is not goes");
+    // Less is allowed: what is too much goes.
+    store.set_shares(shares(&[(1, limits(1 << 20, 0))]));
+    for id in 201..=400 {
+        put(&store, 3_000 + id, 3).unwrap();
+    }
+    agrees(&store);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while of_mount(&store, 1) > 1 << 20 {
+        assert!(std::time::Instant::now() < deadline, "a smaller quota is not kept");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    agrees(&store);
+    drop(store);
+    let store = eventually_open(&config(dir.path(), 8 << 20)).unwrap();
+    while store.adopt_some() > 0 {}
+    store.set_shares(shares(&[(1, limits(1 << 20, 0))]));
+    agrees(&store);
+    for id in 500..=600 {
+        put(&store, 1_000 + id, 1).unwrap();
+        assert!(of_mount(&store, 1) <= 1 << 20, "a restart changes nothing");
+    }
+    // What must stay fills the quota: an error that names it.
+    let flags = forebay_common::block_header::flags_of(true, MountId(1));
+    let full = (700..800).find_map(|id| {
+        let block = store.get_or_create(Header { flags, ..header(id, PAGE) }).ok()?;
+        store.fill_page(&block, 0, &page).err()
+    });
+    assert!(full.is_some_and(|e| e.kind() == ErrorKind::NoSpace && e.message().contains("quota")));
+    agrees(&store);
 }

@@ -9,6 +9,7 @@
 use crate::core::Core;
 use crate::store::{BlockFile, FLAG_ONLY_COPY, Header};
 use bytes::Bytes;
+use forebay_common::block_header::flags_of;
 use forebay_common::token::{Claims, UfsSource};
 use forebay_common::{BlockId, Error, ErrorKind, InodeId, MountId, Result, counter, err};
 use std::collections::HashMap;
@@ -77,7 +78,8 @@ impl Target {
             .block_span(block)
             .filter(|(_, length)| *length > 0)
             .ok_or_else(|| err!(Unauthenticated, "block token does not cover block {block}"))?;
-        let header = Header { block, file: InodeId(claims.file_id), length_bytes, page_size_bytes: claims.page_size_bytes, flags: 0 };
+        let flags = flags_of(false, claims.mount().unwrap_or(MountId(0)));
+        let header = Header { block, file: InodeId(claims.file_id), length_bytes, page_size_bytes: claims.page_size_bytes, flags };
         if !header.page_size_bytes.is_power_of_two() || !forebay_common::limits::PAGE_SIZE_RANGE_BYTES.contains(&header.page_size_bytes) {
             return Err(err!(InvalidArgument, "page size {} is not possible", header.page_size_bytes));
         }

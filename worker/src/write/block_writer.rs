@@ -4,11 +4,12 @@
 //! The first page is kept in memory, so that a small file occupies what it needs and not a huge page. Where its folder runs
 //! out of room and nothing there can be evicted, it goes on in the tier below, with what was written so far.
 
-use crate::store::{BlockFile, BlockStore, Dir, FLAG_ONLY_COPY, Header, paths, remove_files};
+use crate::store::{BlockFile, BlockStore, Dir, Header, paths, remove_files};
+use forebay_common::block_header::flags_of;
 use forebay_common::error::at;
 use forebay_common::limits::CHUNK_SIZE_BYTES;
 use forebay_common::token::Claims;
-use forebay_common::{BlockId, InodeId, Result, checksum, err};
+use forebay_common::{BlockId, InodeId, MountId, Result, checksum, err};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -38,7 +39,7 @@ impl BlockWriter {
             file: InodeId(claims.file_id),
             length_bytes: 0,
             page_size_bytes: claims.page_size_bytes,
-            flags: if only_copy { FLAG_ONLY_COPY } else { 0 },
+            flags: flags_of(only_copy, MountId(claims.mount_id)),
         };
         BlockWriter {
             dir: None,
@@ -107,6 +108,7 @@ impl BlockWriter {
 
     /// Room for the next bytes; `written` are in the file already. Errors: `NoSpace` in this tier and all below.
     fn reserve(&mut self, bytes: u64, written: u64) -> Result<()> {
+        self.store.make_share_room(self.header.mount(), written + bytes)?;
         let mut dir = match &self.dir {
             Some(dir) => dir.clone(),
             // How long the block gets is not known: a small file belongs into the first tier, however small that is.

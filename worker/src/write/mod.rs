@@ -10,7 +10,7 @@ mod block_writer;
 
 use crate::core::Core;
 use crate::master::{MASTER_ANSWER, MASTER_WAIT};
-use block_writer::BlockWriter;
+pub use block_writer::BlockWriter;
 use bytes::Bytes;
 use forebay_common::token::Claims;
 use forebay_common::{BlockId, ErrorKind, MountId, Result, checksum, counter, err};
