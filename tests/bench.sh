@@ -38,7 +38,7 @@ echo "-- cold, file system --" >&2
 "$bin" bench read --size 64MiB --passes 3 --operations 500 --cold /cold "$@" | grep -E 'cold|FIGURE'
 "$bin" bench metadata "$@"
 
-# A loop device whose reads are throttled stands for a disk. usage: disk NAME BYTES_PER_SECOND
+# A loop device whose reads are throttled stands for a disk; blocks are larger than what passes unthrottled in a burst. usage: disk NAME BYTES_PER_SECOND
 disk() {
   truncate -s 2G "$work/$1.img"
   losetup -f --show "$work/$1.img" >"$work/$1.loop"
@@ -51,7 +51,7 @@ if [ "$(id -u)" = 0 ] && command -v mkfs.ext4 >/dev/null && mkdir "$throttle" 2>
   echo "-- tiers; SSD and HDD are loop devices throttled to 400 and 100 MiB/s --" >&2
   disk ssd $((400 << 20))
   disk hdd $((100 << 20))
-  (echo "$BASHPID" >"$throttle/cgroup.procs" && exec "$bin" bench tiers --ssd-dir "$work/ssd" --hdd-dir "$work/hdd" "$@")
+  (echo "$BASHPID" >"$throttle/cgroup.procs" && exec "$bin" bench tiers --mem 512MiB --disk 768MiB --block 64MiB --blocks 3 --ssd-dir "$work/ssd" --hdd-dir "$work/hdd" "$@")
 else
   echo "-- tiers, on what is there (no blkio cgroup to throttle a disk with) --" >&2
   "$bin" bench tiers "$@"

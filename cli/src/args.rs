@@ -258,7 +258,9 @@ pub enum FsCommand {
         /// Refuse changes below it
         #[arg(long)]
         read_only: bool,
-        /// An option of the mount or the store; may be repeated
+        /// An option; may be repeated. Of the mount: sync_interval_ms (-1: never, 0: always), block_size, page_size, quota and
+        /// reserved (bytes of each worker that it may have, and that others leave to it). Of an s3:// store: endpoint, region,
+        /// access_key_id, secret_access_key
         #[arg(long = "option", value_name = "KEY=VALUE")]
         options: Vec<String>,
     },
