@@ -315,7 +315,7 @@ pub enum FsadminCommand {
     /// Have a worker leave: its grants are taken back, what is only there is copied elsewhere, and nothing new comes to it
     #[command(name = "decommissionWorker", alias = "decommission-worker")]
     DecommissionWorker {
-        /// host:port, or the id that `report capacity` shows
+        /// host:port as `report capacity` shows it, or its id (`--json`)
         worker: String,
         /// Do not wait until it has left
         #[arg(long)]
@@ -324,7 +324,7 @@ pub enum FsadminCommand {
     /// Take a worker in again that was to leave
     #[command(name = "enableWorker", alias = "enable-worker")]
     EnableWorker {
-        /// host:port, or the id that `report capacity` shows
+        /// host:port as `report capacity` shows it, or its id (`--json`)
         worker: String,
     },
     /// Look for what is wrong, and say how to mend it
