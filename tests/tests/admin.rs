@@ -106,7 +106,8 @@ async fn a_worker_leaves_and_comes_back() {
     let first = format!("{:016x}", fs.report().await.unwrap().workers[0].address.as_ref().unwrap().worker_id);
     // Nobody is there to take anything over: it stays, and says so.
     cluster.ok(&["fsadmin", "decommissionWorker", "--no-wait", &first]);
-    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    let to_move = async || fs.report().await.map_or(0, |r| r.workers[0].to_move);
+    eventually("what is only there is counted", 20, async || (30..u64::MAX).contains(&to_move().await)).await;
     let state = &cluster.json(&["fsadmin", "report", "capacity"])["workers"][0];
     assert_eq!((&state["leaving"], &state["left"]), (&serde_json::json!(true), &serde_json::json!(false)));
     let hasty = forebay_client::FileSystem::connect(&ClientConfig { call_timeout_ms: 500, ..cluster.client_config() }).await.unwrap();

@@ -66,6 +66,11 @@ impl Share {
         self.policy().victim().map(|v| v.id)
     }
 
+    /// Whether it has no block that may be evicted.
+    pub fn is_empty(&self) -> bool {
+        self.policy().is_empty()
+    }
+
     /// Whether `bytes` more are within its quota.
     pub fn has_room(&self, bytes: u64) -> bool {
         self.limits.quota_bytes == 0 || self.used_bytes() + bytes <= self.limits.quota_bytes

@@ -2,6 +2,7 @@ use super::*;
 use forebay_common::config::{Medium, MemMount, TierConfig, TierDir, WorkerConfig};
 use forebay_common::{InodeId, MountId, checksum};
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 /// A folder whose read-only mounts go with it.
 struct TestDir(tempfile::TempDir);
