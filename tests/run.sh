@@ -5,8 +5,11 @@ cd "$(dirname "$0")/.."
 # The long forms of suites that have a short one.
 if [ "${1:-}" = --full ]; then
   export FOREBAY_TEST_FLIPS=${FOREBAY_TEST_FLIPS:-10000} FOREBAY_TEST_OPERATIONS=${FOREBAY_TEST_OPERATIONS:-1000000} FOREBAY_TEST_CUTS=${FOREBAY_TEST_CUTS:-200}
+  export FOREBAY_TEST_CHECKS=${FOREBAY_TEST_CHECKS:-100000} FOREBAY_TEST_KILLS=${FOREBAY_TEST_KILLS:-100} FOREBAY_TEST_FILES=${FOREBAY_TEST_FILES:-100000}
+  export FOREBAY_TEST_DOWN_SECONDS=${FOREBAY_TEST_DOWN_SECONDS:-60} FOREBAY_TEST_OBJECTS=${FOREBAY_TEST_OBJECTS:-10000} FOREBAY_TEST_RATE_MIB=${FOREBAY_TEST_RATE_MIB:-256}
 fi
 bash tests/peers/versitygw.sh >/dev/null
+bash tests/peers/hdfs/hdfs.sh prepare >/dev/null
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 cargo fmt --all -- --check

@@ -46,6 +46,9 @@ pub enum Command {
     /// Reports and checks
     #[command(subcommand)]
     Fsadmin(FsadminCommand),
+    /// Long work that was begun with load, cp, persist, setReplication
+    #[command(subcommand)]
+    Job(JobCommand),
     /// Measure a running cluster, each figure beside a reference of the same run
     Bench(forebay_bench::Options),
     /// Configuration: every value and where it came from
@@ -131,8 +134,11 @@ pub enum FsCommand {
     Ls {
         path: String,
         /// Everything below it
-        #[arg(short = 'R', long)]
+        #[arg(short = 'R', long, conflicts_with = "limit")]
         recursive: bool,
+        /// Only so many entries; the under store is asked for no more pages than that takes
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: Option<u32>,
     },
     /// Everything known of a file or folder
     Stat { path: String },
@@ -158,13 +164,19 @@ pub enum FsCommand {
         #[arg(short = 'c', long, default_value_t = 1024)]
         bytes: u64,
     },
-    /// Copy a file or folder within the namespace
+    /// Copy a file or folder within the namespace, also between mounts; the workers move the bytes
+    #[command(visible_alias = "migrate")]
     Cp {
         source: String,
         target: String,
         /// Replace files that are there
         #[arg(short, long)]
         force: bool,
+        /// Delete the source when all of it has arrived
+        #[arg(long)]
+        r#move: bool,
+        #[command(flatten)]
+        job: JobArgs,
     },
     /// Move a file or folder
     Mv {
@@ -230,9 +242,12 @@ pub enum FsCommand {
         /// Replace files that are there
         #[arg(short, long)]
         force: bool,
-        /// through, cache_only or ufs_only
+        /// through, async, cache_only or ufs_only (default: as the path or its mount says)
         #[arg(long)]
         write_type: Option<String>,
+        /// Whole copies in the cache before a file is acknowledged, where it is not in an under store by then
+        #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+        replicas: u32,
     },
     /// Copy a file or folder out of the namespace
     #[command(visible_alias = "copyToLocal")]
@@ -259,17 +274,91 @@ pub enum FsCommand {
         #[arg(long)]
         read_only: bool,
         /// An option; may be repeated. Of the mount: sync_interval_ms (-1: never, 0: always), block_size, page_size, quota and
-        /// reserved (bytes of each worker that it may have, and that others leave to it). Of an s3:// store: endpoint, region,
-        /// access_key_id, secret_access_key
+        /// reserved (bytes of each worker that it may have, and that others leave to it), write_type, replicas, persist_delay_ms,
+        /// passive_replicas, ufs_mode, bandwidth, requests_per_second. Of its store: docs/UNDER_STORES.md
         #[arg(long = "option", value_name = "KEY=VALUE")]
         options: Vec<String>,
     },
     /// Take a mount away; its under store stays as it is
     Unmount { path: String },
-    /// Have files cached
-    Load { path: String },
+    /// Give a mount other options
+    #[command(name = "updateMount", alias = "update-mount")]
+    UpdateMount {
+        path: String,
+        /// Refuse changes below it, or take them again
+        #[arg(long, value_name = "true|false")]
+        read_only: Option<bool>,
+        /// An option to set; may be repeated
+        #[arg(long = "option", value_name = "KEY=VALUE")]
+        options: Vec<String>,
+        /// An option to take away; may be repeated
+        #[arg(long, value_name = "KEY")]
+        unset: Vec<String>,
+    },
+    /// Bring a folder's names in step with its under store now, whatever its sync interval is
+    #[command(name = "loadMetadata", alias = "load-metadata")]
+    LoadMetadata {
+        path: String,
+        /// And everything below it
+        #[arg(short = 'R', long)]
+        recursive: bool,
+    },
+    /// Compare everything below a path with its under store
+    #[command(name = "checkConsistency", alias = "check-consistency")]
+    CheckConsistency {
+        path: String,
+        /// Take over what is in the under store
+        #[arg(short, long)]
+        repair: bool,
+    },
+    /// Have files cached, by all workers together
+    Load {
+        /// Files, folders, or globs like '/data/*/part-?'
+        #[arg(required_unless_present = "list")]
+        paths: Vec<String>,
+        /// A local file that names more paths, one per line
+        #[arg(long, value_name = "FILE")]
+        list: Option<PathBuf>,
+        /// Whole copies, on as many workers
+        #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true)]
+        replicas: u32,
+        /// Into this tier: MEM, SSD or HDD
+        #[arg(long)]
+        tier: Option<String>,
+        #[command(flatten)]
+        job: JobArgs,
+    },
     /// Drop cached bytes; what is in no under store stays
-    Free { path: String },
+    Free {
+        /// Files, folders, or globs
+        #[arg(required = true)]
+        paths: Vec<String>,
+        #[command(flatten)]
+        job: JobArgs,
+    },
+    /// Have files of the cache alone in their under store as well
+    Persist {
+        /// Files, folders, or globs
+        #[arg(required = true)]
+        paths: Vec<String>,
+        #[command(flatten)]
+        job: JobArgs,
+    },
+    /// How many whole copies of files the cache keeps, from now on
+    #[command(name = "setReplication", alias = "set-replication")]
+    SetReplication {
+        /// Files, folders, or globs
+        #[arg(required = true)]
+        paths: Vec<String>,
+        /// At least
+        #[arg(long, default_value_t = 0)]
+        min: u32,
+        /// At most; 0: no limit
+        #[arg(long, default_value_t = 0)]
+        max: u32,
+        #[command(flatten)]
+        job: JobArgs,
+    },
     /// Keep the files at or below a path cached, as they are now: once cached their bytes are not evicted
     Pin { path: String },
     /// Let pinned files be evicted again
@@ -289,6 +378,27 @@ pub enum FsCommand {
     UnsetTtl { path: String },
     /// Which workers have which blocks
     Location { path: String },
+}
+
+/// How a job is run.
+#[derive(Args)]
+pub struct JobArgs {
+    /// At most so many bytes per second, like 100MiB
+    #[arg(long, value_name = "SIZE")]
+    pub bandwidth: Option<ByteSize>,
+    /// Do not wait until it is over
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+#[derive(Subcommand)]
+pub enum JobCommand {
+    /// All jobs, the newest first
+    Ls,
+    /// How far a job is, and what failed
+    Stat { job: u64 },
+    /// End a job; what it has done stays
+    Cancel { job: u64 },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -327,8 +437,37 @@ pub enum FsadminCommand {
         /// host:port as `report capacity` shows it, or its id (`--json`)
         worker: String,
     },
+    /// What holds for single paths and all below them
+    #[command(name = "pathConf", alias = "path-conf", subcommand)]
+    PathConf(PathConfCommand),
+    /// Close an under store for maintenance, or open it again
+    Ufs {
+        /// The path it is mounted on
+        path: String,
+        /// noAccess (only what is cached is served), readOnly or readWrite
+        #[arg(long, value_parser = ["noAccess", "readOnly", "readWrite"])]
+        mode: String,
+    },
     /// Look for what is wrong, and say how to mend it
     Doctor,
+}
+
+#[derive(Subcommand)]
+pub enum PathConfCommand {
+    /// All paths with settings of their own
+    List,
+    /// Set sync_interval_ms (-1: never, 0: always), write_type or replicas
+    Set {
+        path: String,
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+    },
+    /// Take settings away
+    Unset {
+        path: String,
+        #[arg(required = true, value_name = "KEY")]
+        settings: Vec<String>,
+    },
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -336,7 +475,11 @@ pub enum ReportKind {
     Summary,
     Capacity,
     Metrics,
+    /// Under stores, and what they cost
     Ufs,
+    /// Files that were acknowledged and are not in their under store yet
+    #[value(name = "atRisk", alias = "at-risk")]
+    AtRisk,
 }
 
 #[derive(Subcommand)]

@@ -4,6 +4,7 @@ mod args;
 mod config_cmd;
 mod doctor;
 mod fs;
+mod job;
 mod output;
 mod report;
 mod roles;
@@ -41,7 +42,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
     };
     let runtime = runtime.map_err(forebay_common::error::at("starting the runtime"))?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         let output = output::Output { json: cli.json };
         match cli.command {
             Command::Local(args) => roles::local(loaded.config, args).await.map(|()| ExitCode::SUCCESS),
@@ -50,8 +51,15 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Mount { mountpoint } => forebay_fuse::mount(&mountpoint).map(|()| ExitCode::SUCCESS),
             Command::Fs(command) => fs::run(command, &loaded.config.client, output).await,
             Command::Fsadmin(command) => report::run(command, &loaded.config.client, output).await,
+            Command::Job(command) => job::run(command, &loaded.config.client, output).await.map(|()| ExitCode::SUCCESS),
             Command::Bench(options) => forebay_bench::run(options, &loaded.config.client, cli.json).await.map(|()| ExitCode::SUCCESS),
             Command::Config(command) => config_cmd::run(&command, &loaded, output).map(|()| ExitCode::SUCCESS),
         }
-    })
+    });
+    // A thread that hangs in a dead file system must not keep the process: everything that had to be on disk is.
+    runtime.shutdown_timeout(STOP_WITHIN);
+    done
 }
+
+/// How long threads have to end when all is done.
+const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);

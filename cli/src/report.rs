@@ -1,12 +1,12 @@
 //! `forebay fsadmin report`.
 
-use crate::args::{FsadminCommand, ReportKind};
+use crate::args::{FsadminCommand, PathConfCommand, ReportKind};
 use crate::doctor;
 use crate::output::{self, Output, bytes, percent, time};
 use forebay_client::FileSystem;
 use forebay_common::config::ClientConfig;
-use forebay_common::{Result, err};
-use forebay_proto::{DirUsage, ReportResponse, TierUsage, WorkerReport};
+use forebay_common::{AbsPath, Result, err};
+use forebay_proto::{AtRisk, AtRiskFile, DirUsage, NamedValue, ReportResponse, TierUsage, WorkerReport};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -21,6 +21,12 @@ pub async fn run(command: FsadminCommand, config: &ClientConfig, output: Output)
             let json = json!({ "worker": format!("{id:016x}"), "leaving": false });
             output.show(&json, || output::line(&format!("worker {worker} takes blocks again")))?;
         }
+        FsadminCommand::PathConf(command) => path_conf(&fs, command, output).await?,
+        FsadminCommand::Ufs { path, mode } => {
+            let set = BTreeMap::from([("ufs_mode".to_owned(), mode.clone())]);
+            fs.update_mount(&AbsPath::parse(&path)?, None, set, Vec::new()).await?;
+            output.show(&json!({ "path": path, "ufs_mode": mode }), || output::line(&format!("the under store of {path} is {mode} now")))?;
+        }
         FsadminCommand::Doctor => return doctor::run(&fs, config, output).await,
         FsadminCommand::Report { kind } => {
             let report = fs.report().await?;
@@ -29,6 +35,7 @@ pub async fn run(command: FsadminCommand, config: &ClientConfig, output: Output)
                 ReportKind::Capacity => capacity(&report, output)?,
                 ReportKind::Metrics => metrics(&report, output)?,
                 ReportKind::Ufs => ufs(&report, output)?,
+                ReportKind::AtRisk => at_risk(&report, output)?,
             }
         }
     }
@@ -120,7 +127,7 @@ fn summary(report: &ReportResponse, output: Output) -> Result<()> {
     let json = json!({
         "version": report.version, "started_ms": report.started_ms, "live_workers": live, "lost_workers": report.workers.len() - live,
         "files": report.files, "folders": report.folders, "mounts": report.ufs.len(), "total_bytes": total, "used_bytes": used,
-        "journal_index": report.applied_index, "pending_changes": report.pending_changes, "warnings": report.warnings,
+        "journal_index": report.applied_index, "pending_changes": report.pending_changes, "at_risk": at_risk_json(&report.at_risk.clone().unwrap_or_default()), "warnings": report.warnings,
     });
     output.show(&json, || {
         let row = |key: &str, value: String| vec![key.to_owned(), value];
@@ -132,6 +139,7 @@ fn summary(report: &ReportResponse, output: Output) -> Result<()> {
             row("Cache", format!("{} of {} used ({}%)", bytes(used), bytes(total), if total == 0 { 0 } else { percent(used, total) })),
             row("Journal", format!("entry {} applied", report.applied_index)),
             row("Changes on their way to under stores", report.pending_changes.to_string()),
+            row("Acknowledged, not in an under store yet", at_risk_text(report)),
         ];
         rows.extend(report.warnings.iter().map(|w| row("Warning", w.clone())));
         output::table(&[], &[], rows)
@@ -186,16 +194,68 @@ fn metrics(report: &ReportResponse, output: Output) -> Result<()> {
     })
 }
 
+async fn path_conf(fs: &FileSystem, command: PathConfCommand, output: Output) -> Result<()> {
+    match command {
+        PathConfCommand::Set { path, settings } => {
+            let pair = |s: &String| s.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
+            let set: Option<Vec<_>> = settings.iter().map(pair).collect();
+            let set = set.ok_or_else(|| err!(InvalidArgument, "write KEY=VALUE, like sync_interval_ms=0"))?;
+            fs.set_path_config(&AbsPath::parse(&path)?, &set, &[]).await?;
+        }
+        PathConfCommand::Unset { path, settings } => fs.set_path_config(&AbsPath::parse(&path)?, &[], &settings).await?,
+        PathConfCommand::List => {}
+    }
+    let paths = fs.list_path_config().await?;
+    let text = |raw: &[u8]| String::from_utf8_lossy(raw).into_owned();
+    let json: Vec<Value> = paths
+        .iter()
+        .map(|p| json!({ "path": text(&p.path), "config": p.config.iter().map(|s| (s.name.clone(), Value::from(s.value.clone()))).collect::<Map<_, _>>() }))
+        .collect();
+    output.show(&json!(json), || {
+        let settings = |p: &forebay_proto::FileStatus| p.config.iter().map(|s| format!("{}={}", s.name, s.value)).collect::<Vec<_>>().join(" ");
+        output::table(&["PATH", "SETTINGS"], &[], paths.iter().map(|p| vec![output::printable(&text(&p.path)), settings(p)]))
+    })
+}
+
+fn at_risk_json(risk: &AtRisk) -> Value {
+    let file = |f: &AtRiskFile| json!({ "path": String::from_utf8_lossy(&f.path), "bytes": f.bytes, "since_ms": f.since_ms, "copies": f.copies, "missing": f.missing, "error": f.error });
+    json!({ "files": risk.files, "bytes": risk.bytes, "oldest_ms": risk.oldest_ms, "oldest": risk.oldest.iter().map(file).collect::<Vec<_>>() })
+}
+
+fn at_risk_text(report: &ReportResponse) -> String {
+    let risk = report.at_risk.clone().unwrap_or_default();
+    if risk.files == 0 {
+        return "nothing".to_owned();
+    }
+    let missing = risk.oldest.iter().filter(|f| f.missing).count();
+    let age = report.now_ms.saturating_sub(risk.oldest_ms) / 1000;
+    let lost = if missing > 0 { format!("; {missing} of them on NO LIVE WORKER: `report atRisk` names them") } else { String::new() };
+    format!("{} files, {}, the oldest for {age} s{lost}", risk.files, bytes(risk.bytes))
+}
+
+fn at_risk(report: &ReportResponse, output: Output) -> Result<()> {
+    let risk = report.at_risk.clone().unwrap_or_default();
+    output.show(&at_risk_json(&risk), || {
+        output::line(&at_risk_text(report))?;
+        let row = |f: &AtRiskFile| {
+            let age = report.now_ms.saturating_sub(f.since_ms) / 1000;
+            let copies = if f.missing { "MISSING".to_owned() } else { f.copies.to_string() };
+            vec![output::printable(&String::from_utf8_lossy(&f.path)), bytes(f.bytes), format!("{age} s"), copies, output::printable(&f.error)]
+        };
+        output::table(&["PATH", "BYTES", "SINCE", "COPIES", "WHY"], &[1, 2, 3], risk.oldest.iter().map(row))
+    })
+}
+
 fn ufs(report: &ReportResponse, output: Output) -> Result<()> {
     let path = |raw: &[u8]| String::from_utf8_lossy(raw).into_owned();
     let json: Vec<Value> = report
         .ufs
         .iter()
-        .map(|u| json!({ "path": path(&u.path), "uri": u.uri, "read_only": u.read_only, "reachable": u.reachable, "error": u.error, "unshown_objects": u.unshown_objects }))
+        .map(|u| json!({ "path": path(&u.path), "uri": u.uri, "read_only": u.read_only, "reachable": u.reachable, "error": u.error, "unshown_objects": u.unshown_objects, "requests": u.requests.iter().map(|r| (r.name.clone(), r.value.into())).collect::<Map<_, _>>() }))
         .collect();
     output.show(&json!(json), || {
         output::table(
-            &["PATH", "UNDER STORE", "MODE", "STATE", "NOT SHOWN"],
+            &["PATH", "UNDER STORE", "MODE", "STATE", "NOT SHOWN", "REQUESTS"],
             &[4],
             report.ufs.iter().map(|u| {
                 let state = if u.reachable { "reachable".to_owned() } else { u.error.clone() };
@@ -205,8 +265,21 @@ fn ufs(report: &ReportResponse, output: Output) -> Result<()> {
                     if u.read_only { "read-only" } else { "read-write" }.to_owned(),
                     state,
                     u.unshown_objects.to_string(),
+                    requests_text(&u.requests),
                 ]
             }),
         )
     })
+}
+
+/// `stat 3, list 2, read 10 (40 MiB)`.
+fn requests_text(requests: &[NamedValue]) -> String {
+    let value = |name: &str| requests.iter().find(|r| r.name == name).map_or(0, |r| r.value);
+    let counts = requests.iter().filter(|r| r.value > 0 && !r.name.ends_with("_bytes"));
+    let text = |r: &NamedValue| match r.name.as_str() {
+        "read" => format!("read {} ({})", r.value, bytes(value("read_bytes"))),
+        "write" => format!("write {} ({})", r.value, bytes(value("written_bytes"))),
+        name => format!("{name} {}", r.value),
+    };
+    counts.map(text).collect::<Vec<_>>().join(", ")
 }

@@ -27,8 +27,10 @@ pub struct CreateOptions {
     pub mode: u32,
     /// Bytes per block; 0 takes the mount's.
     pub block_size_bytes: u64,
-    /// `through`, `cache_only`, `ufs_only`; empty takes `client.write_type`.
+    /// `through`, `async`, `cache_only`, `ufs_only`; empty takes `client.write_type`, and that empty what the path or mount says.
     pub write_type: String,
+    /// Whole copies in the cache before the file is acknowledged, where it is not in an under store by then; 0 takes the mount's.
+    pub replicas: u32,
 }
 
 /// A worker of this machine, as it said hello.
@@ -145,7 +147,7 @@ impl FileSystem {
         let m = &self.inner.master;
         let mut stream = m
             .ask(|caller| {
-                let request = ListRequest { caller, path: raw(path), recursive };
+                let request = ListRequest { caller, path: raw(path), recursive, limit: 0 };
                 let mut files = m.files.clone();
                 async move { files.list(request).await }
             })
@@ -158,6 +160,107 @@ impl FileSystem {
             each(message.entries)?;
         }
         Ok(denied)
+    }
+
+    /// The first entries of a folder, at most `limit`; the under store is asked for no more than the page they are on.
+    pub async fn list_first(&self, path: &AbsPath, limit: u32) -> Result<Vec<FileStatus>> {
+        let m = &self.inner.master;
+        let mut stream = m
+            .ask(|caller| {
+                let request = ListRequest { caller, path: raw(path), recursive: false, limit };
+                let mut files = m.files.clone();
+                async move { files.list(request).await }
+            })
+            .await?;
+        let mut all = Vec::new();
+        while let Some(message) = stream.message().await.map_err(|s| forebay_proto::convert::from_status(&s))? {
+            all.extend(message.entries);
+        }
+        Ok(all)
+    }
+
+    /// Brings a folder (with `recursive` all below it) in step with its under store now, or with `only_check` tells what differs.
+    /// `each` is told how far it is.
+    pub async fn load_metadata(
+        &self,
+        path: &AbsPath,
+        recursive: bool,
+        only_check: bool,
+        mut each: impl FnMut(LoadMetadataResponse) -> Result<()>,
+    ) -> Result<()> {
+        let m = &self.inner.master;
+        let mut stream = m
+            .ask(|caller| {
+                let request = LoadMetadataRequest { caller, path: raw(path), recursive, only_check };
+                let mut files = m.files.clone();
+                async move { files.load_metadata(request).await }
+            })
+            .await?;
+        while let Some(message) = stream.message().await.map_err(|s| forebay_proto::convert::from_status(&s))? {
+            each(message)?;
+        }
+        Ok(())
+    }
+
+    /// Sets, and takes away, what holds for a path and all below it: `sync_interval_ms`, `write_type`, `replicas`.
+    pub async fn set_path_config(&self, path: &AbsPath, set: &[(String, String)], unset: &[String]) -> Result<()> {
+        let set: Vec<Setting> = set.iter().map(|(name, value)| Setting { name: name.clone(), value: value.clone() }).collect();
+        let m = &self.inner.master;
+        m.change(|caller| {
+            let request = SetPathConfigRequest { caller, path: raw(path), set: set.clone(), unset: unset.to_vec() };
+            let mut files = m.files.clone();
+            async move { files.set_path_config(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Paths with settings of their own.
+    pub async fn list_path_config(&self) -> Result<Vec<FileStatus>> {
+        let m = &self.inner.master;
+        let answer = m
+            .ask(|caller| {
+                let mut files = m.files.clone();
+                async move { files.list_path_config(ListPathConfigRequest { caller }).await }
+            })
+            .await?;
+        Ok(answer.paths)
+    }
+
+    /// Starts a job and returns its id.
+    pub async fn start_job(&self, job: Job) -> Result<u64> {
+        let m = &self.inner.master;
+        let answer = m
+            .change(|caller| {
+                let request = StartJobRequest { caller, job: Some(job.clone()) };
+                let mut files = m.files.clone();
+                async move { files.start_job(request).await }
+            })
+            .await?;
+        Ok(answer.job_id)
+    }
+
+    /// Jobs, the newest first; with an id that one.
+    pub async fn list_jobs(&self, job_id: u64) -> Result<Vec<Job>> {
+        let m = &self.inner.master;
+        let answer = m
+            .ask(|caller| {
+                let mut files = m.files.clone();
+                async move { files.list_jobs(ListJobsRequest { caller, job_id }).await }
+            })
+            .await?;
+        Ok(answer.jobs)
+    }
+
+    /// Ends a job; what it has done stays.
+    pub async fn cancel_job(&self, job_id: u64) -> Result<()> {
+        let m = &self.inner.master;
+        m.ask(|caller| {
+            let mut files = m.files.clone();
+            async move { files.cancel_job(CancelJobRequest { caller, job_id }).await }
+        })
+        .await
+        .map(drop)
     }
 
     /// Makes a folder.
@@ -228,6 +331,18 @@ impl FileSystem {
             let request = MountRequest { caller, path: raw(path), uri: uri.to_owned(), read_only, options: options.clone().into_iter().collect() };
             let mut files = m.files.clone();
             async move { files.mount(request).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Gives a mount other options, or takes some away.
+    pub async fn update_mount(&self, path: &AbsPath, read_only: Option<bool>, set: BTreeMap<String, String>, unset: Vec<String>) -> Result<()> {
+        let m = &self.inner.master;
+        m.change(|caller| {
+            let request = UpdateMountRequest { caller, path: raw(path), read_only, set: set.clone().into_iter().collect(), unset: unset.clone() };
+            let mut files = m.files.clone();
+            async move { files.update_mount(request).await }
         })
         .await
         .map(drop)

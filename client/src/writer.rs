@@ -53,6 +53,7 @@ impl FileWriter {
                     write_type: write_type.clone(),
                     local_workers: local_workers.clone(),
                     avoid_workers: Vec::new(),
+                    replicas: options.replicas,
                 };
                 let mut files = m.files.clone();
                 async move { files.create(request).await }
@@ -72,7 +73,8 @@ impl FileWriter {
         Ok(FileWriter {
             path: path.clone(),
             blocks: target.block_ids.iter().copied().collect(),
-            cached: write_type != "ufs_only",
+            // Without blocks the bytes go to the under store alone.
+            cached: !target.block_ids.is_empty(),
             inner,
             status,
             target,

@@ -28,3 +28,11 @@ pub const BLOCKS_PER_ALLOCATION_MAX: u64 = 1024;
 pub const BLOCKS_PER_FILE_MAX: u64 = 1 << 20;
 /// Block-report entries in one heartbeat.
 pub const REPORT_BATCH_BLOCKS: usize = 10_000;
+/// Whole copies of a file that may be asked for.
+pub const REPLICAS_MAX: u32 = 64;
+/// Jobs that run at once.
+pub const JOBS_RUNNING_MAX: usize = 16;
+/// Jobs that are remembered, running ones included.
+pub const JOBS_KEPT: usize = 200;
+/// Failures of one job that are remembered; further ones are counted.
+pub const JOB_FAILURES_KEPT: usize = 100;

@@ -4,17 +4,21 @@ use crate::apply::Applied;
 use crate::block::BlockMap;
 use crate::driver::PendingDriver;
 use crate::identity::Identity;
+use crate::job::Jobs;
 use crate::journal::Journal;
 use crate::metrics::ClusterMetrics;
 use crate::mount::{MountTable, Syncer};
 use crate::namespace::Who;
+use crate::persist::Persist;
 use crate::store::{Reader, Store};
+use crate::tasks::Tasks;
 use crate::worker::{Registry, TokenKeys};
 use forebay_common::config::{MasterConfig, SecurityConfig};
-use forebay_common::{BlockId, Result, clock, err};
-use forebay_proto::Caller;
+use forebay_common::{BlockId, MountId, Result, clock, err};
 use forebay_proto::journal::{Command, Reply, command::Op};
+use forebay_proto::{Caller, NamedValue};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Soft state that follows applied commands.
 #[derive(Default)]
@@ -25,6 +29,10 @@ pub struct Soft {
     pub workers: Registry,
     /// Opened under stores.
     pub mounts: MountTable,
+    /// What workers are to do.
+    pub tasks: Tasks,
+    /// Something wishes for other copies than there are.
+    pub replicas_dirty: AtomicBool,
 }
 
 impl Applied for Soft {
@@ -33,6 +41,14 @@ impl Applied for Soft {
             for (block, worker) in self.blocks.remove_run(BlockId(*first), *count) {
                 self.workers.queue_delete(worker, block);
             }
+        }
+        for run in reply.settled.chunks_exact(2) {
+            for id in run[0]..run[0].saturating_add(run[1]) {
+                self.blocks.holders(BlockId(id)).iter().for_each(|h| self.workers.queue_settled(h.worker, BlockId(id)));
+            }
+        }
+        if matches!(command.op, Some(Op::SetReplication(_) | Op::Complete(_))) {
+            self.replicas_dirty.store(true, Ordering::Relaxed);
         }
         if matches!(command.op, Some(Op::AddMount(_) | Op::RemoveMount(_) | Op::UpdateMount(_))) {
             self.mounts.forget_all();
@@ -53,6 +69,8 @@ pub struct Core {
     pub keys: TokenKeys,
     pub metrics: ClusterMetrics,
     pub pending: PendingDriver,
+    pub persist: Persist,
+    pub jobs: Jobs,
     pub started_ms: u64,
 }
 
@@ -75,6 +93,13 @@ impl Core {
         self.propose(who, client_id, sequence, op).await
     }
 
+    /// What a mount has cost, by kind of request, this master and all workers together.
+    pub fn requests_of(&self, mount: MountId) -> Vec<NamedValue> {
+        let own = self.soft.mounts.requests(mount).all();
+        let of_workers = |kind: &str| self.metrics.total(&format!("Ufs.{mount}.{kind}"));
+        own.into_iter().map(|(kind, n)| NamedValue { name: kind.to_owned(), value: n + of_workers(kind) }).collect()
+    }
+
     /// Has the soft state follow what the store says of workers that are to leave.
     pub fn follow_leaving(&self) -> Result<()> {
         self.soft.workers.set_leaving(&self.store.view().leaving_workers()?);
@@ -89,6 +114,11 @@ impl Core {
     /// Has a change of the master's own applied.
     pub async fn own_change(&self, op: Op) -> Result<Reply> {
         self.propose(self.own_identity(), 0, 0, op).await
+    }
+
+    /// Has a change applied on behalf of somebody whose job this is.
+    pub async fn change_as(&self, who: &Who, op: Op) -> Result<Reply> {
+        self.propose(who.clone(), 0, 0, op).await
     }
 
     async fn propose(&self, who: Who, client_id: u64, sequence: u64, op: Op) -> Result<Reply> {

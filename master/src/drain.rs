@@ -6,11 +6,11 @@
 //! finds out again what is left to do.
 
 use crate::core::Core;
-use crate::namespace::block_runs;
+use crate::namespace::block_ids;
+use crate::source;
 use crate::store::Reader;
-use forebay_common::token::{self, Claims};
-use forebay_common::{Result, WorkerId, clock, counter};
-use forebay_proto::CopyBlock;
+use forebay_common::{Result, WorkerId, counter};
+use forebay_proto::task::What;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ impl Drain {
     fn worker(&mut self, core: &Arc<Core>, worker: WorkerId) -> Result<u64> {
         let live = core.soft.workers.present();
         // One that is not there, or has not told all it has, cannot be judged.
-        let Some(source) = live.iter().find(|w| w.id == worker) else { return Ok(u64::MAX) };
+        let Some(holder) = live.iter().find(|w| w.id == worker) else { return Ok(u64::MAX) };
         if !core.soft.workers.has_told(worker) {
             return Ok(u64::MAX);
         }
@@ -66,19 +66,8 @@ impl Drain {
             if inode.persisted || !inode.completed {
                 continue;
             }
-            let claims = Claims {
-                file_id: inode.id,
-                blocks: block_runs(&inode),
-                block_size_bytes: inode.block_size_bytes,
-                length_bytes: inode.length,
-                page_size_bytes: inode.page_size_bytes,
-                rights: token::READ,
-                principal: core.own_identity().user,
-                worker_id: worker.get(),
-                expires_at_ms: clock::now_ms() + core.config.token_ttl_ms,
-                ..Claims::default()
-            };
-            let Some((_, length)) = claims.block_span(id) else { continue };
+            let Some(index) = block_ids(&inode).position(|b| b == id) else { continue };
+            let length = source::block_length(&inode, index as u64);
             let elsewhere =
                 |h: &crate::block::Holding| h.worker != worker && h.cached_bytes >= length && live.iter().any(|w| w.id == h.worker && !w.leaving);
             if core.soft.blocks.holders(id).iter().any(elsewhere) {
@@ -93,15 +82,9 @@ impl Drain {
             let open = || live.iter().filter(|w| !w.leaving);
             let same = earlier.and_then(|(to, _)| open().find(|w| w.id == to));
             let Some(target) = same.or_else(|| open().max_by_key(|w| w.free_bytes)) else { continue };
-            let copy = CopyBlock {
-                block_id: id.get(),
-                file_id: inode.id,
-                length,
-                page_size_bytes: inode.page_size_bytes,
-                source: Some(source.address.clone()),
-                token: core.keys.sign(&claims)?.into(),
-            };
-            core.soft.workers.queue_copy(target.id, copy);
+            let copy = source::copy_order(core, &inode, id, length, holder)?;
+            // Its outcome is seen in the worker's report.
+            drop(core.soft.tasks.submit(target.id, What::Copy(copy)));
             self.ordered.insert(id.get(), (target.id, Instant::now()));
             ORDERED.inc();
             ordered += 1;

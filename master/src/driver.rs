@@ -8,12 +8,15 @@ use crate::core::Core;
 use crate::drain::Drain;
 use crate::free;
 use crate::namespace::Found;
+use crate::persist::PUBLISH_TTL_MS;
+use crate::replicate::Replicate;
 use crate::store::{Cf, Reader, reply_key};
 use forebay_common::{Error, ErrorKind, InodeId, MountId, Result, counter, err, gauge};
 use forebay_proto::Caller;
 use forebay_proto::journal::{Abandon, ExpireTtl, FinishPending, Reply, command::Op};
 use forebay_proto::store::Pending;
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
@@ -33,7 +36,7 @@ const EXPIRED_AT_ONCE: usize = 1_000;
 /// A file that is being written when its time comes is looked at again after this time.
 const POSTPONED_FOR: Duration = Duration::from_secs(10);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 type Outcome = Option<Result<(), Error>>;
 
@@ -208,8 +211,16 @@ async fn attempt(core: &Arc<Core>, record: &Pending) -> Result<Option<(String, S
         mount.ufs.delete(&record.source_key, record.folder).await?;
         return Ok(None);
     }
+    if record.kind == "mkdir" {
+        mount.ufs.mkdir(&record.source_key).await?;
+        return Ok(None);
+    }
     let before = if record.folder { None } else { mount.ufs.stat(&record.source_key).await.ok() };
-    mount.ufs.rename(&record.source_key, &record.target_key, record.folder).await?;
+    match mount.ufs.rename(&record.source_key, &record.target_key, record.folder).await {
+        // Nothing of it had got to the store yet: there is nothing to move.
+        Err(e) if e.kind() == ErrorKind::NotFound && record.folder => return Ok(None),
+        other => other?,
+    }
     let Some(before) = before else { return Ok(None) };
     let after = mount.ufs.stat(&record.target_key).await?;
     // An object store's copy has a new modification time but keeps its ETag; a file keeps its modification time.
@@ -220,7 +231,7 @@ async fn attempt(core: &Arc<Core>, record: &Pending) -> Result<Option<(String, S
 /// Runs until shutdown: leases, workers, keys, pending records left from before, rate samples.
 pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
     let started = Instant::now();
-    let mut drain = Drain::default();
+    let (mut drain, mut replicate) = (Drain::default(), Replicate::default());
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
@@ -230,6 +241,9 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
         for worker in core.soft.workers.expire(Duration::from_millis(core.config.worker_timeout_ms)) {
             tracing::warn!(%worker, "worker is lost: no heartbeat within master.worker_timeout_ms");
             core.soft.blocks.remove_worker(worker);
+            core.soft.tasks.forget_worker(worker);
+            core.soft.replicas_dirty.store(true, Ordering::Relaxed);
+            core.persist.wake();
         }
         if let Err(e) = core.journal.running() {
             tracing::error!(error = %e, "the master stops: start it again when the cause is mended");
@@ -237,9 +251,10 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
         }
         let looked = core.clone();
         // All blocks of such workers are looked at.
-        drain = tokio::task::spawn_blocking(move || {
+        (drain, replicate) = tokio::task::spawn_blocking(move || {
             drain.round(&looked);
-            drain
+            replicate.round(&looked);
+            (drain, replicate)
         })
         .await
         .unwrap_or_default();
@@ -251,8 +266,9 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
             tracing::error!(error = %e, "pending changes could not be read");
         }
         // Writers could not renew while this master was down: they get one lease's time to come back.
-        if started.elapsed() > Duration::from_millis(core.config.lease_ttl_ms) {
-            expire_leases(&core).await;
+        let all = started.elapsed() > Duration::from_millis(core.config.lease_ttl_ms);
+        if all || started.elapsed() > Duration::from_millis(PUBLISH_TTL_MS) {
+            expire_leases(&core, all).await;
         }
     }
 }
@@ -319,14 +335,19 @@ async fn free_due(core: &Arc<Core>, id: InodeId, expires_at_ms: u64) -> Result<(
     Ok(())
 }
 
-async fn expire_leases(core: &Arc<Core>) {
+/// Ends leases that ran out; unless `all` only those of publications.
+async fn expire_leases(core: &Arc<Core>, all: bool) {
     let leases = match core.store.view().leases() {
         Ok(leases) => leases,
         Err(e) => return tracing::error!(error = %e, "leases could not be read"),
     };
     let now = forebay_common::clock::now_ms();
-    for lease in leases.into_iter().filter(|l| l.expires_at_ms <= now) {
-        tracing::info!(file = lease.file_id, principal = lease.principal, "a lease ran out: the unfinished file is removed");
+    for lease in leases.into_iter().filter(|l| l.expires_at_ms <= now && (all || l.publishing)) {
+        if lease.publishing {
+            tracing::info!(file = lease.file_id, "a publication was not heard of again: the file is written out anew");
+        } else {
+            tracing::info!(file = lease.file_id, principal = lease.principal, "a lease ran out: the unfinished file is removed");
+        }
         let op = Abandon { file_id: lease.file_id, lease_id: lease.id, expired_only: true };
         match core.own_change(Op::Abandon(op)).await {
             Ok(_) => {}

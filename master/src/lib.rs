@@ -11,12 +11,18 @@ mod drain;
 mod driver;
 mod free;
 mod identity;
+mod job;
 pub mod journal;
 mod metrics;
 mod mount;
 pub mod namespace;
+mod passive;
+mod persist;
+mod replicate;
 mod service;
+mod source;
 pub mod store;
+mod tasks;
 mod worker;
 
 pub use service::{MasterHandle, start};

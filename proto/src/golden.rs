@@ -1,7 +1,7 @@
 //! Golden tests of the records on disk: a change of a field number or type shows here, before it shows in somebody's data.
 //! A format may grow; what is written here must be read for ever.
 
-use crate::{journal, store};
+use crate::{Job, JobFailure, Setting, journal, store};
 use prost::Message;
 
 fn hex(message: &impl Message) -> String {
@@ -45,6 +45,7 @@ fn commands_of_the_journal() {
             lease_ttl_ms: 4,
             worker_id: 5,
             block_count: 6,
+            ..Default::default()
         }),
         Op::AddBlocks(journal::AddBlocks { file_id: 1, lease_id: 2, count: 3 }),
         Op::Complete(journal::Complete {
@@ -57,7 +58,7 @@ fn commands_of_the_journal() {
         }),
         Op::Abandon(journal::Abandon { file_id: 1, lease_id: 2, expired_only: true }),
         Op::RenewLease(journal::RenewLease { lease_ids: vec![1] }),
-        Op::Mkdir(journal::Mkdir { path: b("/a"), recursive: true, exist_ok: true, mode: 1 }),
+        Op::Mkdir(journal::Mkdir { path: b("/a"), recursive: true, exist_ok: true, mode: 1, later: false }),
         Op::Delete(journal::Delete { path: b("/a"), recursive: true }),
         Op::Rename(journal::Rename { source: b("/a"), target: b("/b"), overwrite: true }),
         Op::SetAttributes(journal::SetAttributes {
@@ -105,6 +106,48 @@ fn commands_of_the_journal() {
     let only = |op| journal::Command { op: Some(op), ..Default::default() };
     check(&only(Op::ExpireTtl(journal::ExpireTtl { inode_id: 1, expires_at_ms: 2, give_up: true })), "c20106080110021801");
     check(&only(Op::SetWorkerState(journal::SetWorkerState { worker_id: 1, leaving: true })), "ca010408011001");
+    check(&journal::Create { asynchronous: true, replication_min: 2, replication_max: 3, ..Default::default() }, "600168027003");
+    check(&journal::Mkdir { later: true, ..Default::default() }, "2801");
+    let begin = journal::BeginPublish { file_id: 1, content_version: 2, mount_id: 3, key: b("k"), worker_id: 4, lease_ttl_ms: 5 };
+    check(&only(Op::BeginPublish(begin)), "d2010d08011002180322016b28043005");
+    check(&only(Op::FinishPersist(journal::FinishPersist { file_id: 1, lease_id: 2, fingerprint: "f".into() })), "da0107080110021a0166");
+    check(&only(Op::QueuePersist(journal::QueuePersist { file_ids: vec![1, 2] })), "e201040a020102");
+    check(&only(Op::SetReplication(journal::SetReplication { file_ids: vec![1], min: 2, max: 3 })), "ea01070a010110021803");
+    let set = vec![Setting { name: "k".into(), value: "v".into() }];
+    check(&only(Op::SetPathConfig(journal::SetPathConfig { path: b("/a"), set, unset: vec!["x".into()] })), "f2010f0a022f6112060a016b1201761a0178");
+    check(&only(Op::StartJob(journal::StartJob { job: Some(job()) })), START_JOB);
+    check(&only(Op::UpdateJob(journal::UpdateJob { job: Some(Job { id: 1, ..Default::default() }) })), "8202040a020801");
+}
+
+fn job() -> Job {
+    Job {
+        id: 1,
+        kind: "load".into(),
+        principal: "p".into(),
+        groups: vec!["g".into()],
+        superuser: true,
+        created_ms: 2,
+        finished_ms: 3,
+        state: "done".into(),
+        paths: vec![b("/a")],
+        target: b("/b"),
+        replicas: 4,
+        replicas_max: 5,
+        tier: "MEM".into(),
+        bandwidth: 6,
+        overwrite: true,
+        r#move: true,
+        files_found: 7,
+        files_done: 8,
+        files_failed: 9,
+        bytes_found: 10,
+        bytes_done: 11,
+        all_found: true,
+        failures: vec![JobFailure { path: b("/c"), error: "e".into() }],
+        message: "m".into(),
+        files_skipped: 12,
+        files_partly: 13,
+    }
 }
 
 #[test]
@@ -138,8 +181,16 @@ fn records_of_the_store() {
     };
     check(&inode, INODE);
     check(&store::Inode { id: 1, ttl_ms: 2, ttl_expires_at_ms: 3, ttl_frees: true, ..Default::default() }, "0801c80102d00103d80101");
+    let config = vec![Setting { name: "k".into(), value: "v".into() }];
+    let later = store::Inode { id: 1, asynchronous: true, persist_id: 2, replication_min: 3, replication_max: 4, config, ..Default::default() };
+    check(&later, "0801e00101e80102f00103f801048202060a016b120176");
+    check(&store::Persist { id: 1, inode_id: 2, queued_ms: 3, length: 4 }, "0801100218032004");
+    check(&store::Lease { publishing: true, ..Default::default() }, "3801");
+    check(&journal::Reply { job_id: 1, settled: vec![2, 3], ..Default::default() }, "680172020203");
+    let counters = store::Counters { next_persist_id: 1, unpersisted_files: 2, unpersisted_bytes: 3, next_job_id: 4, ..Default::default() };
+    check(&counters, "5001580260036804");
     check(&store::Link { parent_id: 1, name: b("n") }, "080112016e");
-    let lease = store::Lease { id: 1, file_id: 2, expires_at_ms: 3, ttl_ms: 4, principal: "p".into(), worker_id: 5 };
+    let lease = store::Lease { id: 1, file_id: 2, expires_at_ms: 3, ttl_ms: 4, principal: "p".into(), worker_id: 5, publishing: false };
     check(&lease, "08011002180320042a01703005");
     let pending = store::Pending {
         id: 1,
@@ -172,6 +223,7 @@ fn records_of_the_store() {
         mount_id: 9,
         principal: "p".into(),
         op: 10,
+        ..Default::default()
     };
     check(&reply, REPLY);
     let entry = store::LogEntry { term: 1, node_id: 2, index: 3, payload: Some(store::log_entry::Payload::Batch(journal::Batch::default())) };
@@ -196,3 +248,6 @@ const PENDING: &str = "\
     080110021a0672656e616d652201732a01743001380340044a016150055a016262022f62680670077808";
 const REPLY: &str = "\
     0801120165180220032a01043201053a01064007480850095a0170600a";
+const START_JOB: &str = "\
+    fa015a0a58080112046c6f61641a01702201672801300238034204646f6e654a022f6152022f62580460056a034d454d700678018001018801079001\
+    08980109a0010aa8010bb00101ba01070a022f63120165c201016dc8010cd0010d";

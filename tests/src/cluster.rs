@@ -1,4 +1,4 @@
-//! A master and workers as processes of the real binary.
+//! A master and workers as processes of the real binary. FOREBAY_TEST_KEEP=1 leaves their folders, with their logs.
 
 use crate::forebay;
 use forebay_client::FileSystem;
@@ -117,7 +117,11 @@ impl Cluster {
 
     /// One that is not started yet.
     pub fn prepare(settings: &[(&'static str, &str)]) -> Cluster {
-        let dir = tempfile::Builder::new().prefix("forebay-test-").tempdir().expect("folder");
+        let dir = tempfile::Builder::new()
+            .prefix("forebay-test-")
+            .disable_cleanup(std::env::var_os("FOREBAY_TEST_KEEP").is_some())
+            .tempdir()
+            .expect("folder");
         let settings: Settings = settings.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
         let (master_extra, master_environment) = (String::new(), Vec::new());
         Cluster { dir, address: "127.0.0.1:0".into(), master: None, workers: Vec::new(), settings, master_extra, master_environment }
@@ -199,6 +203,27 @@ impl Cluster {
     /// `kill -9`.
     pub fn kill_worker(&mut self, i: usize) {
         self.workers[i].process.take().expect("running").kill();
+    }
+
+    /// `host:port` of the master's web server.
+    pub fn web_address(&self) -> String {
+        let hello = &self.master.as_ref().expect("running").hello;
+        hello.split("http://").nth(1).and_then(|rest| rest.split('/').next()).expect("web address").trim().to_owned()
+    }
+
+    /// Which worker has an id, as `stat` shows it.
+    pub fn worker_of(&self, id: &str) -> usize {
+        let of = |worker: &Worker| std::fs::read_to_string(worker.dir.join("worker-id")).is_ok_and(|text| text.trim() == id);
+        self.workers.iter().position(of).expect("a worker of this cluster")
+    }
+
+    /// The disks of a killed worker are lost, its memory too; it will not come back.
+    pub fn forget_disks(&mut self, i: usize) {
+        let dir = self.workers[i].dir.clone();
+        for path in [dir.join("mem.ro"), dir.join("mem")] {
+            while nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        }
+        std::fs::remove_dir_all(&dir).expect("its folder");
     }
 
     /// Where the workers' sockets are.

@@ -1,13 +1,15 @@
-//! The harness: real `forebay` processes in folders of their own, real S3 servers, a proxy that misbehaves.
+//! The harness: real `forebay` processes in folders of their own, real S3 servers, a real HDFS, a proxy that misbehaves.
 //!
 //! Everything started here is killed by its id and unmounted when its handle is dropped. A seed is printed by each
 //! randomised test and taken back from `FOREBAY_TEST_SEED`.
 
 pub mod cluster;
 pub mod disk;
+pub mod hdfs;
 pub mod proxy;
 pub mod raw;
 pub mod s3;
+pub mod suite;
 
 pub use cluster::{Cluster, Worker};
 

@@ -3,89 +3,8 @@
 use forebay_client::{CreateOptions, FileSystem};
 use forebay_common::ErrorKind;
 use forebay_tests::cluster::p;
+use forebay_tests::suite::{bytes_come_back, names, read_all, unfinished, write};
 use forebay_tests::{Cluster, pattern};
-
-async fn write(fs: &FileSystem, path: &str, bytes: &[u8], options: CreateOptions) {
-    let mut file = fs.create(&p(path), &options).await.expect("create");
-    for piece in bytes.chunks(300_000) {
-        file.write(piece).await.expect("write");
-    }
-    let status = file.close().await.expect("close");
-    assert_eq!(status.length, bytes.len() as u64);
-    assert!(status.completed);
-}
-
-async fn read_all(fs: &FileSystem, path: &str) -> Vec<u8> {
-    let file = fs.open(&p(path)).await.expect("open");
-    let mut out = Vec::new();
-    let mut pieces = file.pieces(0..u64::MAX);
-    while let Some(piece) = pieces.next().await.expect("read") {
-        out.extend_from_slice(&piece);
-    }
-    out
-}
-
-/// (S-1) What was written is read back, by every kind of read, whatever the sizes of blocks, pages and pieces.
-async fn bytes_come_back(fs: &FileSystem, dir: &str) {
-    for (i, (length, block)) in
-        [(0, 0), (1, 0), (65_536, 65_536), (65_537, 65_536), (3_000_000, 1 << 20), (5_000_001, 200_000)].into_iter().enumerate()
-    {
-        for write_type in ["through", "cache_only", "ufs_only"] {
-            let path = format!("{dir}/f{i}-{write_type}");
-            let bytes = pattern(i as u64, 0, length);
-            write(fs, &path, &bytes, CreateOptions { block_size_bytes: block, write_type: write_type.into(), recursive: true, ..Default::default() })
-                .await;
-            assert!(read_all(fs, &path).await == bytes, "{path} comes back whole");
-            let file = fs.open(&p(&path)).await.expect("open");
-            for (offset, want) in [(0usize, 10usize), (length / 2, 70_000), (length.saturating_sub(5), 10), (length, 10), (65_530.min(length), 12)] {
-                let mut out = vec![0; want];
-                let got = file.read_at(offset as u64, &mut out).await.expect("read_at");
-                let end = length.min(offset + want);
-                assert_eq!(got, end - offset.min(end), "{path} at {offset}");
-                assert!(out[..got] == bytes[offset.min(end)..end], "{path} at {offset}");
-                assert!(file.slice(offset as u64, want).await.expect("slice")[..] == bytes[offset.min(end)..end]);
-            }
-        }
-    }
-}
-
-/// (S-2) Names: what exists, what does not, and what is refused, each with the right kind of error.
-async fn names(fs: &FileSystem, dir: &str) {
-    let at = |name: &str| p(&format!("{dir}/{name}"));
-    fs.mkdir(&at("a/b/c"), true, false).await.expect("mkdir -p");
-    assert_eq!(fs.mkdir(&at("a"), false, false).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
-    assert_eq!(fs.mkdir(&at("x/y"), false, false).await.unwrap_err().kind(), ErrorKind::NotFound);
-    fs.touch(&at("a/f"), &CreateOptions::default()).await.expect("touch");
-    assert_eq!(fs.touch(&at("a/f"), &CreateOptions::default()).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
-    assert_eq!(fs.get_status(&at("a/f/g")).await.unwrap_err().kind(), ErrorKind::NotADirectory);
-    assert_eq!(fs.open(&at("a")).await.map(drop).unwrap_err().kind(), ErrorKind::IsADirectory);
-    assert_eq!(fs.open(&at("none")).await.map(drop).unwrap_err().kind(), ErrorKind::NotFound);
-    assert_eq!(fs.delete(&at("a"), false).await.unwrap_err().kind(), ErrorKind::NotEmpty);
-    fs.rename(&at("a/f"), &at("a/b/g"), false).await.expect("rename");
-    assert!(!fs.exists(&at("a/f")).await.unwrap() && fs.exists(&at("a/b/g")).await.unwrap());
-    assert_eq!(fs.rename(&at("a"), &at("a/b/in"), false).await.unwrap_err().kind(), ErrorKind::InvalidArgument);
-    fs.rename(&at("a"), &at("moved"), false).await.expect("rename a folder");
-    let names: Vec<String> = fs.list(&at("moved"), true).await.unwrap().iter().map(|e| String::from_utf8_lossy(&e.path).replace(dir, "")).collect();
-    assert_eq!(names, ["/moved/b", "/moved/b/c", "/moved/b/g"]);
-    write(fs, &format!("{dir}/moved/b/g2"), b"two", CreateOptions::default()).await;
-    assert_eq!(fs.rename(&at("moved/b/g2"), &at("moved/b/g"), false).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
-    fs.rename(&at("moved/b/g2"), &at("moved/b/g"), true).await.expect("rename over");
-    assert_eq!(read_all(fs, &format!("{dir}/moved/b/g")).await, b"two");
-    write(fs, &format!("{dir}/moved/b/g"), b"three!", CreateOptions { overwrite: true, ..Default::default() }).await;
-    assert_eq!(read_all(fs, &format!("{dir}/moved/b/g")).await, b"three!");
-    fs.delete(&at("moved"), true).await.expect("rm -R");
-    assert!(!fs.exists(&at("moved/b/g")).await.unwrap());
-}
-
-/// (S-3) A file that is being written has no bytes for others, and an abandoned one leaves nothing.
-async fn unfinished(fs: &FileSystem, dir: &str) {
-    let path = p(&format!("{dir}/unfinished"));
-    let mut file = fs.create(&path, &CreateOptions::default()).await.expect("create");
-    file.write(&[1; 100_000]).await.expect("write");
-    assert_eq!(fs.delete(&path, false).await.unwrap_err().kind(), ErrorKind::Busy);
-    file.abort().await;
-    assert!(!fs.exists(&path).await.unwrap());
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn through_short_circuit_and_network() {
@@ -114,6 +33,7 @@ async fn through_the_commands() {
     assert_eq!(cluster.run(&["fs", "head", "-c", "5", "/d/sub/file"]).stdout, bytes[..5]);
     assert_eq!(cluster.run(&["fs", "tail", "-c", "5", "/d/sub/file"]).stdout, bytes[bytes.len() - 5..]);
     cluster.ok(&["fs", "cp", "/d", "/copy"]);
+    cluster.ok(&["fs", "load", "/copy"]);
     cluster.ok(&["fs", "mv", "/copy/sub/file", "/copy/moved"]);
     assert_eq!(cluster.json(&["fs", "count", "/copy"]), serde_json::json!({ "folders": 2, "files": 2, "bytes": 300_000 }));
     let stat = cluster.json(&["fs", "stat", "/copy/moved"]);

@@ -6,7 +6,8 @@
 //! A write goes to a temporary name beside its target, is fsynced, renamed over it, and its folder fsynced.
 
 use crate::fingerprint;
-use crate::store::{Listing, UfsEntry};
+use crate::requests::{Request, Requests};
+use crate::store::{LIST_PAGE_ENTRIES, Page, UfsEntry};
 use bytes::{Bytes, BytesMut};
 use forebay_common::limits::NAME_MAX_BYTES;
 use forebay_common::{Error, ErrorKind, Result, err};
@@ -28,6 +29,7 @@ const TEMPORARY_PREFIX: &str = ".forebay-tmp-";
 pub struct LocalStore {
     root: Arc<OwnedFd>,
     names: Arc<Names>,
+    requests: Arc<Requests>,
 }
 
 /// User and group names of ids, remembered: looking one up reads /etc/passwd.
@@ -118,16 +120,17 @@ async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'sta
 }
 
 impl LocalStore {
-    pub fn open(root: &str, options: &BTreeMap<String, String>) -> Result<Self> {
+    pub fn open(root: &str, options: &BTreeMap<String, String>, requests: Arc<Requests>) -> Result<Self> {
         if let Some(name) = options.keys().next() {
             return Err(err!(InvalidArgument, "file:// takes no option {name}"));
         }
         let root = nix::fcntl::open(root, OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|e| failed(format!("folder {root}"), e))?;
-        Ok(LocalStore { root: Arc::new(root), names: Arc::default() })
+        Ok(LocalStore { root: Arc::new(root), names: Arc::default(), requests })
     }
 
     pub async fn stat(&self, key: &[u8]) -> Result<UfsEntry> {
+        self.requests.count(Request::Stat);
         let (root, names, key) = (self.root.clone(), self.names.clone(), key.to_vec());
         blocking(move || {
             let m = metadata(&root, &key)?;
@@ -139,42 +142,12 @@ impl LocalStore {
         .await
     }
 
-    pub async fn list(&self, key: &[u8]) -> Result<Listing> {
-        let (root, names, key) = (self.root.clone(), self.names.clone(), key.to_vec());
-        blocking(move || {
-            let dir = match beneath(&root, &key, OFlag::O_DIRECTORY | OFlag::O_RDONLY) {
-                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Listing::default()),
-                other => other?,
-            };
-            let mut listing = Listing::default();
-            let mut open = nix::dir::Dir::from_fd(dir).map_err(|e| failed("opening folder", e))?;
-            let all: Vec<Vec<u8>> = open
-                .iter()
-                .map(|e| e.map(|e| e.file_name().to_bytes().to_vec()))
-                .collect::<nix::Result<_>>()
-                .map_err(|e| failed("reading folder", e))?;
-            for name in all {
-                if name == b"." || name == b".." || name.starts_with(TEMPORARY_PREFIX.as_bytes()) {
-                    continue;
-                }
-                let full = if key.is_empty() { name.clone() } else { [&key[..], b"/", &name].concat() };
-                match metadata(&root, &full) {
-                    Ok(m) if (m.is_file() || m.is_dir()) && name.len() <= NAME_MAX_BYTES => listing.entries.push(names.entry(&name, &m)),
-                    Err(e) if e.kind() == ErrorKind::NotFound => {}
-                    // A name that could not be looked at is not a name that is gone.
-                    Err(e) if e.is_retryable() => {
-                        tracing::warn!(error = %e, name = %String::from_utf8_lossy(&name), "a name that cannot be looked at now");
-                        listing.unknown.push(name);
-                    }
-                    _ => listing.unshown += 1,
-                }
-            }
-            Ok(listing)
-        })
-        .await
+    pub fn lister(&self, key: &[u8]) -> LocalLister {
+        LocalLister { root: self.root.clone(), names: self.names.clone(), requests: self.requests.clone(), key: key.to_vec(), at: At::Start }
     }
 
     pub async fn read(&self, key: &[u8], offset: u64, length: usize, expected: &str) -> Result<Bytes> {
+        self.requests.count(Request::Read);
         let (root, key, expected) = (self.root.clone(), key.to_vec(), expected.to_owned());
         blocking(move || {
             let file = File::from(beneath(&root, &key, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?);
@@ -199,29 +172,41 @@ impl LocalStore {
     }
 
     pub async fn writer(&self, key: &[u8]) -> Result<LocalWriter> {
+        self.requests.count(Request::Write);
         let (root, names, key) = (self.root.clone(), self.names.clone(), key.to_vec());
         blocking(move || {
             let (parent, name) = split(&key);
             if name.is_empty() {
                 return Err(err!(IsADirectory, "a folder cannot be written"));
             }
-            make_folders(&root, parent)?;
-            let dir = beneath(&root, parent, OFlag::O_DIRECTORY | OFlag::O_RDONLY)?;
+            // In the nearest folder that exists: those of the target are made when it is published.
+            let mut at = parent;
+            let dir = loop {
+                match beneath(&root, at, OFlag::O_DIRECTORY | OFlag::O_RDONLY) {
+                    Err(e) if e.kind() == ErrorKind::NotFound && !at.is_empty() => at = split(at).0,
+                    dir => break dir?,
+                }
+            };
             let temporary = format!("{TEMPORARY_PREFIX}{:016x}", rand::random::<u64>());
             let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
             let fd = nix::fcntl::openat(dir.as_fd(), temporary.as_str(), flags, Mode::from_bits_truncate(0o644))
                 .map_err(|e| failed("making a temporary file", e))?;
-            Ok(LocalWriter { state: Some(WriterState { dir, temporary, name: name.to_vec(), file: File::from(fd) }), names })
+            Ok(LocalWriter {
+                state: Some(WriterState { root, parent: parent.to_vec(), dir, temporary, name: name.to_vec(), file: File::from(fd) }),
+                names,
+            })
         })
         .await
     }
 
     pub async fn mkdir(&self, key: &[u8]) -> Result<()> {
+        self.requests.count(Request::Mkdir);
         let (root, key) = (self.root.clone(), key.to_vec());
         blocking(move || make_folders(&root, &key)).await
     }
 
     pub async fn delete(&self, key: &[u8], folder: bool) -> Result<()> {
+        self.requests.count(Request::Delete);
         let (root, key) = (self.root.clone(), key.to_vec());
         blocking(move || {
             let (parent, name) = split(&key);
@@ -243,6 +228,7 @@ impl LocalStore {
     }
 
     pub async fn rename(&self, source: &[u8], target: &[u8]) -> Result<()> {
+        self.requests.count(Request::Rename);
         let (root, source, target) = (self.root.clone(), source.to_vec(), target.to_vec());
         blocking(move || {
             let ((from, from_name), (to, to_name)) = (split(&source), split(&target));
@@ -252,7 +238,14 @@ impl LocalStore {
             match nix::fcntl::renameat(from.as_fd(), os(from_name), to.as_fd(), os(to_name)) {
                 Ok(()) => {}
                 // A repetition after a crash: the first time has done it.
-                Err(nix::errno::Errno::ENOENT) if metadata(&root, &target).is_ok() => {}
+                Err(e @ nix::errno::Errno::ENOENT) => match (metadata(&root, &source), metadata(&root, &target)) {
+                    (Err(gone), Ok(_)) if gone.kind() == ErrorKind::NotFound => {}
+                    (Err(gone), Err(none)) if gone.kind() == ErrorKind::NotFound && none.kind() == ErrorKind::NotFound => {
+                        return Err(failed("renaming", e));
+                    }
+                    // What cannot be looked at now decides nothing.
+                    _ => return Err(err!(UnderStore, "renaming: source or target went away meanwhile")),
+                },
                 Err(e) => return Err(failed("renaming", e)),
             }
             sync(&to)?;
@@ -307,7 +300,71 @@ fn make_folders(root: &OwnedFd, key: &[u8]) -> Result<()> {
     beneath(root, key, OFlag::O_DIRECTORY | OFlag::O_PATH).map(drop)
 }
 
+/// One folder being listed.
+pub struct LocalLister {
+    root: Arc<OwnedFd>,
+    names: Arc<Names>,
+    requests: Arc<Requests>,
+    key: Vec<u8>,
+    at: At,
+}
+
+enum At {
+    Start,
+    Open(nix::dir::OwningIter),
+    End,
+}
+
+impl LocalLister {
+    pub async fn next(&mut self) -> Result<Option<Page>> {
+        let at = match std::mem::replace(&mut self.at, At::End) {
+            At::End => return Ok(None),
+            at => at,
+        };
+        self.requests.count(Request::List);
+        let (root, names, key) = (self.root.clone(), self.names.clone(), self.key.clone());
+        let (page, at) = blocking(move || page(&root, &names, &key, at)).await?;
+        self.at = at;
+        Ok(Some(page))
+    }
+}
+
+fn page(root: &OwnedFd, names: &Names, key: &[u8], at: At) -> Result<(Page, At)> {
+    let mut page = Page::default();
+    let mut open = match at {
+        At::Open(open) => open,
+        At::Start => match beneath(root, key, OFlag::O_DIRECTORY | OFlag::O_RDONLY) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok((page, At::End)),
+            dir => nix::dir::Dir::from_fd(dir?).map_err(|e| failed("opening folder", e))?.into_iter(),
+        },
+        At::End => return Ok((page, At::End)),
+    };
+    while page.entries.len() < LIST_PAGE_ENTRIES {
+        let Some(next) = open.next() else { return Ok((page, At::End)) };
+        let name = next.map_err(|e| failed("reading folder", e))?.file_name().to_bytes().to_vec();
+        if name == b"." || name == b".." || name.starts_with(TEMPORARY_PREFIX.as_bytes()) {
+            continue;
+        }
+        let full = if key.is_empty() { name.clone() } else { [key, b"/", &name].concat() };
+        match metadata(root, &full) {
+            Ok(m) if (m.is_file() || m.is_dir()) && name.len() <= NAME_MAX_BYTES => page.entries.push(names.entry(&name, &m)),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            // A name that could not be looked at is not a name that is gone.
+            Err(e) if e.is_retryable() => {
+                tracing::warn!(error = %e, name = %String::from_utf8_lossy(&name), "a name that cannot be looked at now");
+                page.unknown.push(name);
+            }
+            _ => page.unshown += 1,
+        }
+    }
+    Ok((page, At::Open(open)))
+}
+
 struct WriterState {
+    root: Arc<OwnedFd>,
+    /// The folder of the target.
+    parent: Vec<u8>,
+    /// The folder of the temporary file.
     dir: OwnedFd,
     temporary: String,
     name: Vec<u8>,
@@ -372,8 +429,10 @@ impl Drop for LocalWriter {
 impl WriterState {
     fn publish(&self) -> Result<Metadata> {
         self.file.sync_all().map_err(at("fsync"))?;
-        nix::fcntl::renameat(self.dir.as_fd(), self.temporary.as_str(), self.dir.as_fd(), os(&self.name)).map_err(|e| failed("publishing", e))?;
-        sync(&self.dir)?;
+        make_folders(&self.root, &self.parent)?;
+        let to = beneath(&self.root, &self.parent, OFlag::O_DIRECTORY | OFlag::O_RDONLY)?;
+        nix::fcntl::renameat(self.dir.as_fd(), self.temporary.as_str(), to.as_fd(), os(&self.name)).map_err(|e| failed("publishing", e))?;
+        sync(&to)?;
         self.file.metadata().map_err(at("stat"))
     }
 
@@ -389,7 +448,7 @@ mod tests {
     use super::*;
 
     fn open(dir: &std::path::Path) -> LocalStore {
-        LocalStore::open(dir.to_str().unwrap(), &BTreeMap::new()).unwrap()
+        LocalStore::open(dir.to_str().unwrap(), &BTreeMap::new(), Arc::default()).unwrap()
     }
 
     #[tokio::test]
@@ -410,7 +469,7 @@ mod tests {
         assert!(store.writer(b"out/new").await.is_err());
         assert!(store.delete(b"out/secret", false).await.is_err());
         assert!(store.rename(b"in", b"out/in").await.is_err());
-        let listing = store.list(b"").await.unwrap();
+        let listing = store.lister(b"").next().await.unwrap().unwrap();
         assert_eq!(listing.unshown, 3);
         assert_eq!(listing.entries.len(), 1);
         assert!(store.delete(b"out", true).await.is_ok());
@@ -424,7 +483,7 @@ mod tests {
         let mut w = store.writer(b"a/b/f").await.unwrap();
         w.write(Bytes::from_static(b"hello")).await.unwrap();
         assert!(store.stat(b"a/b/f").await.is_err());
-        assert!(store.list(b"a/b").await.unwrap().entries.is_empty());
+        assert!(store.lister(b"a/b").next().await.unwrap().unwrap().entries.is_empty());
         let entry = w.close().await.unwrap();
         assert_eq!(store.stat(b"a/b/f").await.unwrap(), entry);
         assert_eq!(&store.read(b"a/b/f", 1, 3, &entry.fingerprint).await.unwrap()[..], b"ell");

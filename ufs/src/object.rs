@@ -1,56 +1,112 @@
-//! Object stores through opendal: `s3://` at any endpoint.
+//! Object stores through opendal: `s3://` at any endpoint, and with the same code the other services.
 //!
-//! Layers, from the store outwards: timeout (per call and per piece of a body), retry with jittered backoff and a limit,
-//! concurrency limit. `stat("dir")` of an object store finds only objects, so a folder is looked for as a prefix.
+//! Layers, from the store outwards: a count of each HTTP request, timeout (per call and per piece of a body), retry with jittered
+//! backoff and a limit, concurrency limit. `stat("dir")` of an object store finds only objects, so a folder is looked for as a
+//! prefix. opendal's append is never used: on S3 it silently overwrites.
 
-use crate::store::{Listing, UfsEntry};
+use crate::requests::{Request as Kind, Requests};
+use crate::store::{LIST_PAGE_ENTRIES, Page, UfsEntry};
+use crate::uri::Service;
 use crate::{UfsUri, fingerprint, metrics};
 use bytes::{Bytes, BytesMut};
 use forebay_common::limits::NAME_MAX_BYTES;
 use forebay_common::{Error, ErrorKind, Result, err};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
+use http::{Method, Request, Response};
 use opendal::layers::{ConcurrentLimitLayer, RetryEvent, RetryInterceptor, RetryLayer, TimeoutLayer};
-use opendal::{Metadata, Operator, Writer};
+use opendal::{Buffer, HttpBody, HttpTransport, HttpTransporter, Lister, Metadata, Operator, Writer};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Options that are ours; all others are handed to opendal's service as they are.
 const OWN_OPTIONS: &[&str] = &["timeout_ms", "io_timeout_ms", "retries", "concurrency"];
-/// What opendal's S3 service takes (0.59); anything else is refused by name rather than ignored.
-const S3_OPTIONS: &[&str] = &[
-    "endpoint",
-    "region",
-    "access_key_id",
-    "secret_access_key",
-    "session_token",
-    "role_arn",
-    "external_id",
-    "role_session_name",
-    "default_storage_class",
-    "server_side_encryption",
-    "server_side_encryption_aws_kms_key_id",
-    "server_side_encryption_customer_algorithm",
-    "server_side_encryption_customer_key",
-    "server_side_encryption_customer_key_md5",
-    "disable_config_load",
-    "disable_ec2_metadata",
-    "disable_list_objects_v2",
-    "enable_request_payer",
-    "enable_virtual_host_style",
-    "skip_signature",
-    "checksum_algorithm",
-    "profile",
-    "default_acl",
-];
+
+/// What opendal's service takes (0.59); anything else is refused by name rather than ignored.
+fn options_of(service: Service) -> &'static [&'static str] {
+    match service {
+        Service::S3 => &[
+            "endpoint",
+            "region",
+            "access_key_id",
+            "secret_access_key",
+            "session_token",
+            "role_arn",
+            "external_id",
+            "role_session_name",
+            "default_storage_class",
+            "server_side_encryption",
+            "server_side_encryption_aws_kms_key_id",
+            "server_side_encryption_customer_algorithm",
+            "server_side_encryption_customer_key",
+            "server_side_encryption_customer_key_md5",
+            "disable_config_load",
+            "disable_ec2_metadata",
+            "disable_list_objects_v2",
+            "enable_request_payer",
+            "enable_virtual_host_style",
+            "skip_signature",
+            "checksum_algorithm",
+            "profile",
+            "default_acl",
+        ],
+        Service::Gcs => &[
+            "endpoint",
+            "scope",
+            "service_account",
+            "credential",
+            "credential_path",
+            "predefined_acl",
+            "default_storage_class",
+            "skip_signature",
+            "disable_vm_metadata",
+            "disable_config_load",
+            "token",
+        ],
+        Service::Azblob => &[
+            "endpoint",
+            "account_name",
+            "account_key",
+            "encryption_key",
+            "encryption_key_sha256",
+            "encryption_algorithm",
+            "sas_token",
+            "skip_signature",
+        ],
+        Service::Oss => &[
+            "endpoint",
+            "addressing_style",
+            "access_key_id",
+            "access_key_secret",
+            "security_token",
+            "role_arn",
+            "role_session_name",
+            "oidc_provider_arn",
+            "oidc_token_file",
+            "sts_endpoint",
+            "external_id",
+            "server_side_encryption",
+            "server_side_encryption_key_id",
+            "skip_signature",
+        ],
+        Service::Cos => &["endpoint", "secret_id", "secret_key", "security_token", "disable_config_load"],
+        Service::Obs => &["endpoint", "access_key_id", "secret_access_key"],
+        Service::WebHdfs => &["user_name", "delegation", "disable_list_batch", "endpoint"],
+        Service::Http | Service::Https => &["username", "password", "token"],
+    }
+}
 /// Bytes of one part of a multipart upload.
 const PART_BYTES: usize = 8 << 20;
 /// Parts uploaded at once.
 const PART_CONCURRENCY: usize = 4;
+/// Objects of a folder copied at once when it is renamed.
+const MOVE_CONCURRENCY: usize = 16;
 
 #[derive(Clone)]
 pub struct ObjectStore {
     operator: Operator,
+    /// Renames without a copy; nothing there is written by us otherwise.
+    read_only: Option<&'static str>,
 }
 
 struct CountRetries(String);
@@ -58,7 +114,37 @@ struct CountRetries(String);
 impl RetryInterceptor for CountRetries {
     fn intercept(&self, event: RetryEvent<'_>) {
         metrics::RETRIES.inc();
-        tracing::warn!(store = self.0, attempt = event.attempt, after = ?event.retry_after, error = %event.err, "under store call is tried again");
+        tracing::warn!(store = self.0, attempt = event.attempt, after = ?event.retry_after, error = words(event.err), "under store call is tried again");
+    }
+}
+
+/// Counts what really goes over the wire.
+struct CountRequests {
+    inner: HttpTransporter,
+    requests: Arc<Requests>,
+}
+
+/// What an HTTP request to an object store is for.
+fn kind_of(request: &Request<Buffer>) -> Kind {
+    let query = request.uri().query().unwrap_or("");
+    let has = |name: &str| query.split('&').any(|part| part == name || part.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')));
+    let copies = || request.headers().keys().any(|name| name.as_str().ends_with("-copy-source")) || request.uri().path().contains("/copyTo/");
+    match *request.method() {
+        Method::HEAD => Kind::Stat,
+        Method::GET if has("list-type") || has("prefix") || has("delimiter") || query.contains("op=LISTSTATUS") => Kind::List,
+        Method::GET if query.contains("op=GETFILESTATUS") => Kind::Stat,
+        Method::GET => Kind::Read,
+        Method::DELETE => Kind::Delete,
+        Method::POST if has("delete") || has("batch") => Kind::Delete,
+        _ if copies() => Kind::Copy,
+        _ => Kind::Write,
+    }
+}
+
+impl HttpTransport for CountRequests {
+    async fn fetch(&self, request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
+        self.requests.count(kind_of(&request));
+        self.inner.fetch(request).await
     }
 }
 
@@ -69,22 +155,65 @@ fn number(options: &BTreeMap<String, String>, name: &str, default: u64) -> Resul
     }
 }
 
+/// opendal's operator for a service, where this binary was built with it.
+fn operator(service: Service, map: Vec<(String, String)>) -> Result<Operator> {
+    let made = match service {
+        Service::S3 => Operator::from_iter::<opendal::services::S3>(map),
+        #[cfg(feature = "gcs")]
+        Service::Gcs => Operator::from_iter::<opendal::services::Gcs>(map),
+        #[cfg(feature = "azblob")]
+        Service::Azblob => Operator::from_iter::<opendal::services::Azblob>(map),
+        #[cfg(feature = "oss")]
+        Service::Oss => Operator::from_iter::<opendal::services::Oss>(map),
+        #[cfg(feature = "cos")]
+        Service::Cos => Operator::from_iter::<opendal::services::Cos>(map),
+        #[cfg(feature = "obs")]
+        Service::Obs => Operator::from_iter::<opendal::services::Obs>(map),
+        #[cfg(feature = "webhdfs")]
+        Service::WebHdfs => Operator::from_iter::<opendal::services::Webhdfs>(map),
+        #[cfg(feature = "http")]
+        Service::Http | Service::Https => Operator::from_iter::<opendal::services::Http>(map),
+        #[allow(unreachable_patterns, reason = "which services are left depends on the features")]
+        other => return Err(err!(Unsupported, "this binary was built without {}://", other.scheme())),
+    };
+    made.map_err(|e| err!(InvalidArgument, "{} options: {}", service.scheme(), e.message()))
+}
+
 impl ObjectStore {
-    pub fn s3(uri: &UfsUri, bucket: &str, prefix: &str, options: &BTreeMap<String, String>) -> Result<Self> {
-        let mut map: Vec<(String, String)> = vec![("bucket".into(), bucket.to_owned()), ("root".into(), format!("/{prefix}"))];
+    pub fn open(
+        uri: &UfsUri,
+        service: Service,
+        container: &str,
+        prefix: &str,
+        options: &BTreeMap<String, String>,
+        requests: Arc<Requests>,
+    ) -> Result<Self> {
+        let scheme = service.scheme();
+        let mut map: Vec<(String, String)> = vec![("root".into(), format!("/{prefix}"))];
+        match service {
+            Service::Azblob => map.push(("container".into(), container.to_owned())),
+            Service::WebHdfs if !options.contains_key("endpoint") => map.push(("endpoint".into(), format!("http://{container}"))),
+            Service::WebHdfs => {}
+            Service::Http | Service::Https => map.push(("endpoint".into(), format!("{scheme}://{container}"))),
+            _ => map.push(("bucket".into(), container.to_owned())),
+        }
+        let known = options_of(service);
         for (name, value) in options {
-            if S3_OPTIONS.contains(&name.as_str()) {
+            if known.contains(&name.as_str()) {
                 map.push((name.clone(), value.clone()));
             } else if !OWN_OPTIONS.contains(&name.as_str()) {
-                return Err(err!(InvalidArgument, "s3 has no option {name:?}; it takes {} and {}", OWN_OPTIONS.join(", "), S3_OPTIONS.join(", ")));
+                return Err(err!(InvalidArgument, "{scheme} has no option {name:?}; it takes {} and {}", OWN_OPTIONS.join(", "), known.join(", ")));
             }
         }
-        if !options.contains_key("region") {
+        if service == Service::S3 && !options.contains_key("region") {
             map.push(("region".into(), std::env::var("AWS_REGION").unwrap_or_else(|_| "us-east-1".into())));
         }
         // Explicitly, not by a constructor before `main` (feature auto-register-services).
         opendal::install_default();
-        let operator = Operator::from_iter::<opendal::services::S3>(map).map_err(|e| err!(InvalidArgument, "s3 options: {}", e.message()))?;
+        let operator = operator(service, map)?;
+        let counting = HttpTransporter::new(CountRequests { inner: operator.context().http_transport().clone(), requests });
+        let context = operator.context().with_http_transport(counting);
+        let operator = operator.with_context(context);
         let timeout = TimeoutLayer::new()
             .with_timeout(Duration::from_millis(number(options, "timeout_ms", 10_000)?))
             .with_io_timeout(Duration::from_millis(number(options, "io_timeout_ms", 10_000)?));
@@ -95,10 +224,27 @@ impl ObjectStore {
             .with_jitter()
             .with_notify(CountRetries(uri.to_string()));
         let limit = ConcurrentLimitLayer::new(usize::try_from(number(options, "concurrency", 64)?.max(1)).unwrap_or(64));
-        Ok(ObjectStore { operator: operator.layer(timeout).layer(retry).layer(limit) })
+        let read_only = match service {
+            Service::WebHdfs => Some("webhdfs:// is only read here, because it cannot publish a file whole: mount hdfs:// to write"),
+            Service::Http | Service::Https => Some("a web server is only read"),
+            _ => None,
+        };
+        Ok(ObjectStore { operator: operator.layer(timeout).layer(retry).layer(limit), read_only })
+    }
+
+    /// Errors: `ReadOnly` for a service that is only read.
+    fn check_writable(&self) -> Result<()> {
+        self.read_only.map_or(Ok(()), |why| Err(err!(ReadOnly, "{why}")))
+    }
+
+    fn can_list(&self) -> bool {
+        self.operator.info().capability().list
     }
 
     pub async fn check(&self) -> Result<()> {
+        if !self.can_list() {
+            return Ok(());
+        }
         let mut lister = self.operator.lister_with("/").limit(1).await.map_err(error)?;
         lister.next().await.transpose().map(drop).map_err(error)
     }
@@ -115,45 +261,50 @@ impl ObjectStore {
             Err(e) if e.kind() == opendal::ErrorKind::NotFound => {}
             Err(e) => return Err(error(e)),
         }
+        if !self.can_list() {
+            return Err(err!(NotFound, "no such object"));
+        }
         // The limit is of one request; only the first is made.
         let mut below = self.operator.lister_with(&format!("{key}/")).limit(1).await.map_err(error)?;
         if below.next().await.transpose().map_err(error)?.is_none() { Err(err!(NotFound, "no such object")) } else { Ok(folder_entry(name)) }
     }
 
-    pub async fn list(&self, key: &[u8]) -> Result<Listing> {
+    pub async fn lister(&self, key: &[u8]) -> Result<ObjectLister> {
+        if !self.can_list() {
+            return Err(err!(Unsupported, "this kind of store cannot be listed: name the files"));
+        }
         let key = text(key)?;
         let prefix = if key.is_empty() { String::new() } else { format!("{key}/") };
-        let all = self.operator.list(if prefix.is_empty() { "/" } else { &prefix }).await.map_err(error)?;
-        let mut found: BTreeMap<Vec<u8>, UfsEntry> = BTreeMap::new();
-        let mut unshown = 0;
-        for e in all {
-            let (path, m) = e.into_parts();
-            if path == prefix || path == "/" {
-                continue;
-            }
-            let name = path.strip_prefix(&prefix).unwrap_or(&path).trim_end_matches('/');
-            if forebay_common::path::check_name(name.as_bytes()).is_err() || name.len() > NAME_MAX_BYTES {
-                unshown += 1;
-                continue;
-            }
-            let new = if m.is_dir() { folder_entry(name.as_bytes()) } else { entry(name.as_bytes(), &m) };
-            // An object `a` beside objects `a/…`: the object is shown, as `stat` finds it; what lies below cannot be.
-            match found.entry(new.name.clone()) {
-                Entry::Vacant(slot) => drop(slot.insert(new)),
-                Entry::Occupied(mut slot) => {
-                    unshown += 1;
-                    if slot.get().folder {
-                        slot.insert(new);
-                    }
-                }
-            }
-        }
-        Ok(Listing { entries: found.into_values().collect(), unshown, ..Listing::default() })
+        let lister = self.operator.lister(if prefix.is_empty() { "/" } else { &prefix }).await.map_err(error)?;
+        Ok(ObjectLister { lister, prefix, ended: false })
     }
 
     pub async fn read(&self, key: &[u8], offset: u64, length: usize, expected: &str) -> Result<Bytes> {
+        let unmarked = fingerprint::etag(expected).is_none();
+        // Without an ETag the store compares nothing for us: looked at before and after.
+        if unmarked {
+            self.check_version(key, expected).await?;
+        }
+        let bytes = self.read_range(key, offset, length, expected).await?;
+        if unmarked {
+            self.check_version(key, expected).await?;
+        }
+        Ok(bytes)
+    }
+
+    /// Errors: `FileChanged` when the object is another version now.
+    async fn check_version(&self, key: &[u8], expected: &str) -> Result<()> {
+        let m = self.operator.stat(text(key)?).await.map_err(error)?;
+        let now = entry(b"", &m).fingerprint;
+        if now == expected && m.is_file() {
+            return Ok(());
+        }
+        Err(err!(FileChanged, "the object is another version ({now}) than the one opened ({expected}): open it again"))
+    }
+
+    async fn read_range(&self, key: &[u8], offset: u64, length: usize, expected: &str) -> Result<Bytes> {
         let key = text(key)?;
-        let options = opendal::options::ReaderOptions { if_match: fingerprint::etag(expected).map(str::to_owned), ..Default::default() };
+        let options = opendal::options::ReaderOptions { if_match: self.if_match(expected), ..Default::default() };
         let reader = self.operator.reader_options(key, options).await.map_err(error)?;
         let mut stream = reader.into_stream(offset..offset + length as u64).await.map_err(error)?;
         if let Some(etag) = fingerprint::etag(expected) {
@@ -178,13 +329,20 @@ impl ObjectStore {
         Ok(out.freeze())
     }
 
+    fn if_match(&self, expected: &str) -> Option<String> {
+        let honoured = self.operator.info().capability().read_with_if_match;
+        fingerprint::etag(expected).filter(|_| honoured).map(str::to_owned)
+    }
+
     pub async fn writer(&self, key: &[u8]) -> Result<ObjectWriter> {
+        self.check_writable()?;
         let key = text(key)?.to_owned();
         let writer = self.operator.writer_with(&key).chunk(PART_BYTES).concurrent(PART_CONCURRENCY).await.map_err(error)?;
         Ok(ObjectWriter { operator: self.operator.clone(), key, writer, length: 0 })
     }
 
     pub async fn mkdir(&self, key: &[u8]) -> Result<()> {
+        self.check_writable()?;
         let key = text(key)?;
         if key.is_empty() {
             return Ok(());
@@ -193,6 +351,7 @@ impl ObjectStore {
     }
 
     pub async fn delete(&self, key: &[u8], folder: bool) -> Result<()> {
+        self.check_writable()?;
         let key = text(key)?;
         if key.is_empty() {
             return Err(err!(InvalidArgument, "the root of a mount cannot be deleted"));
@@ -205,20 +364,37 @@ impl ObjectStore {
     }
 
     pub async fn rename(&self, source: &[u8], target: &[u8], folder: bool) -> Result<()> {
+        self.check_writable()?;
         let (source, target) = (text(source)?, text(target)?);
         if !folder {
             return self.move_one(source, target).await;
         }
         let (from, to) = (format!("{source}/"), format!("{target}/"));
-        for e in self.operator.list_with(&from).recursive(true).await.map_err(error)? {
-            let rest = e.path().strip_prefix(&from).unwrap_or("");
-            if e.metadata().is_dir() {
-                self.operator.create_dir(&format!("{to}{rest}")).await.map_err(error)?;
-            } else {
-                self.move_one(e.path(), &format!("{to}{rest}")).await?;
-            }
+        let all = self.operator.lister_with(&from).recursive(true).await.map_err(error)?;
+        let mut chunks = all.try_chunks(LIST_PAGE_ENTRIES);
+        // What was copied is deleted, and nothing that appears there meanwhile.
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|e| error(e.1))?;
+            let names: Vec<(String, bool)> = chunk.iter().map(|e| (e.path().to_owned(), e.metadata().is_dir())).collect();
+            let copies = futures::stream::iter(names.clone().into_iter().map(Ok)).try_for_each_concurrent(MOVE_CONCURRENCY, |(path, folder)| {
+                let target = format!("{to}{}", path.strip_prefix(&from).unwrap_or(""));
+                let operator = self.operator.clone();
+                async move {
+                    if folder {
+                        return operator.create_dir(&target).await.map_err(error);
+                    }
+                    match operator.copy(&path, &target).await {
+                        Ok(_) => Ok(()),
+                        // Somebody else deleted it meanwhile.
+                        Err(e) if e.kind() == opendal::ErrorKind::NotFound => Ok(()),
+                        Err(e) => Err(error(e)),
+                    }
+                }
+            });
+            copies.await?;
+            self.operator.delete_iter(names.into_iter().map(|(path, _)| path)).await.map_err(error)?;
         }
-        self.operator.delete_with(&from).recursive(true).await.map_err(error)
+        self.operator.delete(&from).await.map_err(error)
     }
 
     /// Copies, then deletes. Where the source is gone and the target there, a repetition after a crash has nothing to do.
@@ -236,16 +412,7 @@ fn text(key: &[u8]) -> Result<&str> {
 }
 
 fn folder_entry(name: &[u8]) -> UfsEntry {
-    UfsEntry {
-        name: name.to_vec(),
-        folder: true,
-        length: 0,
-        modified_ms: 0,
-        fingerprint: String::new(),
-        owner: String::new(),
-        group: String::new(),
-        mode: 0,
-    }
+    UfsEntry { name: name.to_vec(), folder: true, ..UfsEntry::default() }
 }
 
 fn entry(name: &[u8], m: &Metadata) -> UfsEntry {
@@ -261,7 +428,8 @@ fn entry(name: &[u8], m: &Metadata) -> UfsEntry {
     }
 }
 
-/// opendal's closed set of kinds as ours. Its text names operation, path and the store's request id; never credentials.
+/// opendal's closed set of kinds as ours, with the store's own words (which name the request), and no address: those may hold
+/// signatures.
 fn error(e: opendal::Error) -> Error {
     use opendal::ErrorKind as Dal;
     let kind = match e.kind() {
@@ -275,8 +443,58 @@ fn error(e: opendal::Error) -> Error {
         Dal::Unsupported => ErrorKind::Unsupported,
         _ => ErrorKind::UnderStore,
     };
-    let text = e.to_string();
-    Error::new(kind, text.chars().take(600).collect::<String>())
+    Error::new(kind, words(&e))
+}
+
+/// What a person needs of opendal's error: the store's words, and the status when that is all there is.
+fn words(e: &opendal::Error) -> String {
+    let whole = e.to_string();
+    let status = whole.split_once("status: ").map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+    let status = status.filter(|s| !s.is_empty()).map_or_else(String::new, |s| format!(" (HTTP {s})"));
+    let said = if e.message().is_empty() { e.kind().to_string() } else { format!("{}: {}", e.kind(), e.message()) };
+    // Addresses may hold signatures after their question mark.
+    let mut out = String::new();
+    let mut hidden = false;
+    for c in said.chars().take(500) {
+        hidden = (hidden || c == '?') && !matches!(c, ' ' | ',' | '"' | ')');
+        if !hidden {
+            out.push(c);
+        }
+    }
+    out + &status
+}
+
+/// One folder being listed.
+pub struct ObjectLister {
+    lister: Lister,
+    prefix: String,
+    ended: bool,
+}
+
+impl ObjectLister {
+    pub async fn next(&mut self) -> Result<Option<Page>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut page = Page::default();
+        while page.entries.len() < LIST_PAGE_ENTRIES {
+            let Some(e) = self.lister.next().await else {
+                self.ended = true;
+                break;
+            };
+            let (path, m) = e.map_err(error)?.into_parts();
+            if path == self.prefix || path == "/" {
+                continue;
+            }
+            let name = path.strip_prefix(&self.prefix).unwrap_or(&path).trim_end_matches('/');
+            if forebay_common::path::check_name(name.as_bytes()).is_err() || name.len() > NAME_MAX_BYTES {
+                page.unshown += 1;
+                continue;
+            }
+            page.entries.push(if m.is_dir() { folder_entry(name.as_bytes()) } else { entry(name.as_bytes(), &m) });
+        }
+        Ok(Some(page))
+    }
 }
 
 /// A multipart upload in progress, or one PUT when it is small.

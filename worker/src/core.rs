@@ -1,6 +1,5 @@
 //! `Core`: the parts of one worker, shared by its sessions.
 
-use crate::copy_in::CopyIn;
 use crate::master::Master;
 use crate::report::Reporter;
 use crate::store::BlockStore;
@@ -8,7 +7,7 @@ use crate::ufs_read::Fetcher;
 use forebay_common::config::WorkerConfig;
 use forebay_common::token::{Claims, KeyRing, Refusal};
 use forebay_common::{MountId, Result, WorkerId, clock, err};
-use forebay_ufs::{UfsUri, UnderStore};
+use forebay_ufs::{Requests, UfsUri, UnderStore};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock};
 use tokio::sync::watch;
@@ -24,7 +23,6 @@ pub struct Core {
     pub mounts: Mounts,
     pub fetcher: Fetcher,
     pub reporter: Reporter,
-    pub copy_in: CopyIn,
     /// Whether this worker is to leave: it keeps nothing new and takes its grants back.
     pub leaving: watch::Sender<bool>,
 }
@@ -57,15 +55,28 @@ impl Core {
 
 type Described = (String, BTreeMap<String, String>);
 
+/// A mount's store as it is described, and what it has cost, whatever options it had.
+struct Opened {
+    described: Described,
+    store: Result<UnderStore>,
+    requests: Arc<Requests>,
+}
+
 /// Under stores by mount, from the master's heartbeat answers; credentials live here and nowhere on disk.
 #[derive(Default)]
 pub struct Mounts {
-    open: RwLock<HashMap<MountId, (Described, Result<UnderStore>)>>,
+    open: RwLock<HashMap<MountId, Opened>>,
 }
 
 impl Mounts {
     fn get(&self, id: MountId) -> Option<Result<UnderStore>> {
-        self.open.read().unwrap_or_else(|e| e.into_inner()).get(&id).map(|(_, store)| store.clone())
+        self.open.read().unwrap_or_else(|e| e.into_inner()).get(&id).map(|o| o.store.clone())
+    }
+
+    /// What each mount has cost, by kind.
+    pub fn requests(&self) -> Vec<(MountId, Vec<(&'static str, u64)>)> {
+        let open = self.open.read().unwrap_or_else(|e| e.into_inner());
+        open.iter().map(|(id, o)| (*id, o.requests.all())).collect()
     }
 
     /// Takes the whole table: new ones are opened, changed ones again, missing ones forgotten.
@@ -74,14 +85,15 @@ impl Mounts {
         open.retain(|id, _| table.iter().any(|(other, ..)| other == id));
         for (id, uri, options) in table {
             let described = (uri, options);
-            if open.get(&id).is_some_and(|(known, store)| *known == described && store.is_ok()) {
+            if open.get(&id).is_some_and(|known| known.described == described && known.store.is_ok()) {
                 continue;
             }
-            let store = UfsUri::parse(&described.0).and_then(|uri| UnderStore::open(&uri, &described.1));
+            let requests = open.get(&id).map_or_else(Arc::default, |known| known.requests.clone());
+            let store = UfsUri::parse(&described.0).and_then(|uri| UnderStore::open_counting(&uri, &described.1, requests.clone()));
             if let Err(e) = &store {
                 tracing::warn!(mount = %id, error = %e, "an under store cannot be opened on this worker");
             }
-            open.insert(id, (described, store));
+            open.insert(id, Opened { described, store, requests });
         }
     }
 }

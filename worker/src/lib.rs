@@ -1,9 +1,9 @@
 //! The worker: keeps blocks close to those who read them.
 //!
 //! `store` keeps blocks as files of a tier; `ufs_read` has missing pages fetched; `write` takes new files in; `session`
-//! serves clients over TCP and over the Unix socket (where it hands out descriptors); `report` tells the master.
+//! serves clients over TCP and over the Unix socket (where it hands out descriptors); `task` does what the master asks for; `report`
+//! tells the master.
 
-mod copy_in;
 mod core;
 mod master;
 mod report;
@@ -11,6 +11,7 @@ mod scrub;
 mod server;
 mod session;
 pub mod store;
+mod task;
 mod ufs_read;
 mod web;
 mod write;

@@ -3,7 +3,6 @@
 //! A change of blocks is reported within `CHANGE_DELAY`, everything else each heartbeat interval. Answers bring the token
 //! keys, the mounts with their credentials, and blocks to drop. A report that did not arrive is sent again.
 
-use crate::copy_in::CopyIn;
 use crate::core::Core;
 use crate::store::{Changed, ShareLimits};
 use crate::{ufs_read, write};
@@ -135,7 +134,7 @@ impl Heartbeat {
                 address: Some(self.address.clone()),
                 incarnation: self.incarnation,
                 tiers: self.core.store.usage(),
-                counters: counters(),
+                counters: counters(&self.core),
             };
             let answer = client.register(request).await.map_err(|s| master.failed(&s))?.into_inner();
             self.take(answer).await;
@@ -170,9 +169,15 @@ impl Heartbeat {
             tiers: self.core.store.usage(),
             changed: changed
                 .iter()
-                .map(|c| ReportedBlock { block_id: c.id.get(), cached_bytes: c.cached_bytes, tier: c.tier.into(), pinned: c.pinned })
+                .map(|c| ReportedBlock {
+                    block_id: c.id.get(),
+                    cached_bytes: c.cached_bytes,
+                    tier: c.tier.into(),
+                    pinned: c.pinned,
+                    only_copy: c.only_copy,
+                })
                 .collect(),
-            counters: counters(),
+            counters: counters(&self.core),
             now_ms: clock::now_ms(),
             warnings: self.core.reporter.warnings.lock().unwrap_or_else(|e| e.into_inner()).clone(),
             changed_files,
@@ -193,13 +198,13 @@ impl Heartbeat {
             self.core.store.set_closed(leaving);
             tracing::warn!(leaving, "the master has said whether this worker is to leave");
         }
-        CopyIn::begin(&self.core, answer.copy_blocks);
         let store = self.core.store.clone();
         // Headers may have to be read for it, off a disk.
         let orders = tokio::task::spawn_blocking(move || {
             // The master names each block once, with what counts last.
             answer.pin_blocks.iter().for_each(|block| store.set_pinned(BlockId(*block), true));
             answer.unpin_blocks.iter().for_each(|block| store.set_pinned(BlockId(*block), false));
+            answer.settled_blocks.iter().for_each(|block| store.settle(BlockId(*block)));
             for block in &answer.delete_blocks {
                 store.remove(BlockId(*block));
             }
@@ -211,12 +216,16 @@ impl Heartbeat {
 }
 
 /// What this process counted since it started.
-fn counters() -> Vec<NamedValue> {
+fn counters(core: &Core) -> Vec<NamedValue> {
     let counter = |name: &str, value: u64| NamedValue { name: name.to_owned(), value };
-    vec![
+    let mut all = vec![
         counter("BytesReadUfs", ufs_read::FETCHED.get()),
         counter("BytesWrittenUfs", write::WRITTEN_UFS.get()),
         counter("BlocksEvicted", crate::store::EVICTED.get()),
         counter("BlocksQuarantined", crate::store::QUARANTINED.get()),
-    ]
+    ];
+    for (mount, requests) in core.mounts.requests() {
+        all.extend(requests.into_iter().filter(|(_, n)| *n > 0).map(|(kind, n)| counter(&format!("Ufs.{mount}.{kind}"), n)));
+    }
+    all
 }

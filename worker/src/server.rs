@@ -1,6 +1,5 @@
 //! Starting and stopping a worker: its id, its tier, its sockets, its heartbeat.
 
-use crate::copy_in::CopyIn;
 use crate::core::{Core, Mounts};
 use crate::master::Master;
 use crate::report::{Heartbeat, Reporter};
@@ -8,7 +7,7 @@ use crate::scrub;
 use crate::session::{self, Socket};
 use crate::store::BlockStore;
 use crate::ufs_read::Fetcher;
-use crate::web;
+use crate::{task, web};
 use forebay_common::config::Config;
 use forebay_common::error::at;
 use forebay_common::token::KeyRing;
@@ -95,15 +94,16 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
         keys: KeyRing::default(),
         mounts: Mounts::default(),
         reporter,
-        copy_in: CopyIn::default(),
         leaving: watch::channel(false).0,
     });
-    let heartbeat = Heartbeat { core: core.clone(), address, incarnation: rand::random() };
+    let incarnation = rand::random();
+    let heartbeat = Heartbeat { core: core.clone(), address, incarnation };
     let (registered_sender, registered) = watch::channel(false);
     let tasks = vec![
         tokio::spawn(accept_tcp(core.clone(), tcp, shutdown.clone())),
         tokio::spawn(accept_unix(core.clone(), unix, shutdown.clone())),
         tokio::spawn(heartbeat.run(registered_sender, shutdown.clone())),
+        tokio::spawn(task::run(core.clone(), incarnation, shutdown.clone())),
         tokio::spawn(scrub::run(core, shutdown.clone())),
         tokio::spawn(web::serve(web, shutdown)),
     ];

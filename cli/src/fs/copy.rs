@@ -1,4 +1,4 @@
-//! Moving bytes: cat, tail, cp, put, get, load.
+//! Moving bytes: cat, tail, put, get.
 
 use crate::output::{self, Output, bytes};
 use forebay_client::{CreateOptions, FileSystem};
@@ -10,13 +10,11 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bytes read from a local file at once.
 const LOCAL_PIECE_BYTES: usize = 1 << 20;
-/// Small files read, written or loaded at once.
-const FILES_AT_ONCE: usize = 8;
 
 pub async fn cat(fs: &FileSystem, path: &AbsPath, offset: u64, length: u64) -> Result<()> {
     let file = fs.open(path).await?;
@@ -198,119 +196,4 @@ async fn get_one(fs: &FileSystem, source: &AbsPath, target: &Path, force: bool, 
         return Err(e);
     }
     std::fs::rename(&temporary, target).map_err(at(target.display()))
-}
-
-pub async fn cp(fs: &FileSystem, source: &AbsPath, target: &AbsPath, force: bool, output: Output) -> Result<()> {
-    let status = fs.get_status(source).await?;
-    let target = super::into_folder(fs, source, target.clone()).await?;
-    if target == *source {
-        return Err(err!(InvalidArgument, "{source} and {target} are the same"));
-    }
-    if target.starts_with(source) && status.folder {
-        return Err(err!(InvalidArgument, "{source} cannot be copied below itself"));
-    }
-    let entries = if status.folder { fs.list(source, true).await? } else { vec![status.clone()] };
-    let bar = output.progress("cp", entries.iter().map(|e| e.length).sum());
-    let options = CreateOptions { overwrite: force, recursive: true, ..CreateOptions::default() };
-    let mut tally = Tally::new();
-    if status.folder {
-        fs.mkdir(&target, true, true).await?;
-    }
-    for entry in entries {
-        let from = AbsPath::parse(&entry.path)?;
-        let relative = from.strip_prefix(source).unwrap_or_default();
-        let to = join_relative(&target, Path::new(std::ffi::OsStr::from_bytes(relative)))?;
-        if entry.folder {
-            fs.mkdir(&to, true, true).await?;
-            continue;
-        }
-        let file = fs.open(&from).await?;
-        let mut writer = fs.create(&to, &options).await?;
-        let mut pieces = file.pieces(0..u64::MAX);
-        while let Some(piece) = pieces.next().await? {
-            bar.inc(piece.len() as u64);
-            writer.write(&piece).await?;
-        }
-        writer.close().await?;
-        tally.files += 1;
-        tally.bytes += entry.length;
-    }
-    bar.finish_and_clear();
-    tally.show("copied", output)
-}
-
-/// Files that `load` looks at once more, and how long it waits for their workers' reports.
-const CHECKED_MAX: usize = 1_000;
-const REPORTED_WITHIN: Duration = Duration::from_secs(3);
-
-pub async fn load(fs: &FileSystem, path: &AbsPath, output: Output) -> Result<()> {
-    let entries: Vec<_> = fs.list(path, true).await?.into_iter().filter(|e| !e.folder).collect();
-    let bar = output.progress("load", entries.iter().map(|e| e.length).sum());
-    let mut tally = Tally::new();
-    let mut failures = Vec::new();
-    let mut loaded: Vec<(AbsPath, u64)> = Vec::new();
-    let mut waiting = entries.into_iter();
-    let mut running = tokio::task::JoinSet::new();
-    loop {
-        while running.len() < FILES_AT_ONCE {
-            let Some(entry) = waiting.next() else { break };
-            let (fs, bar) = (fs.clone(), bar.clone());
-            running.spawn(async move {
-                let path = AbsPath::parse(&entry.path)?;
-                let file = fs.open(&path).await?;
-                file.load(|bytes| bar.inc(bytes)).await?;
-                Ok::<_, forebay_common::Error>((path, entry.length))
-            });
-        }
-        match running.join_next().await {
-            None => break,
-            Some(Ok(Ok((path, length)))) => {
-                tally.files += 1;
-                tally.bytes += length;
-                loaded.push((path, length));
-            }
-            Some(Ok(Err(e))) => failures.push(e),
-            Some(Err(e)) => failures.push(err!(Internal, "load task: {e}")),
-        }
-    }
-    bar.finish_and_clear();
-    loaded.truncate(CHECKED_MAX);
-    let partly = not_wholly_cached(fs, loaded).await?;
-    for failure in failures.iter().take(10) {
-        eprintln!("forebay: {failure}");
-    }
-    for (path, cached, length) in partly.iter().take(10) {
-        eprintln!("forebay: {path} is cached in part, {} of {}: the tiers have no room for all of it", bytes(*cached), bytes(*length));
-    }
-    let seconds = tally.started.elapsed().as_secs_f64();
-    let missing: u64 = partly.iter().map(|(_, cached, length)| length - cached).sum();
-    let json = json!({
-        "files": tally.files, "bytes": tally.bytes, "cached_bytes": tally.bytes - missing, "seconds": seconds,
-        "failed": failures.len(), "cached_in_part": partly.len(),
-    });
-    output.show(&json, || tally.show("loaded", Output { json: false }))?;
-    match (failures.len(), partly.len()) {
-        (0, 0) => Ok(()),
-        (0, n) => Err(err!(NoSpace, "{n} files are cached in part")),
-        (n, _) => Err(err!(Unavailable, "{n} files were not loaded")),
-    }
-}
-
-/// Files of which less is cached than there is: path, cached bytes, length. Workers report a moment later.
-async fn not_wholly_cached(fs: &FileSystem, mut files: Vec<(AbsPath, u64)>) -> Result<Vec<(AbsPath, u64, u64)>> {
-    let deadline = Instant::now() + REPORTED_WITHIN;
-    loop {
-        let mut partly = Vec::new();
-        for (path, length) in files {
-            let status = fs.get_status_with_blocks(&path, true).await?.status.unwrap_or_default();
-            if status.cached_bytes < length {
-                partly.push((path, status.cached_bytes, length));
-            }
-        }
-        if partly.is_empty() || Instant::now() >= deadline {
-            return Ok(partly);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        files = partly.into_iter().map(|(path, _, length)| (path, length)).collect();
-    }
 }

@@ -1,16 +1,19 @@
 //! `forebay fs …`
 
 mod copy;
+mod metadata;
 mod show;
 
 pub use show::blocks_json;
 
-use crate::args::{FsCommand, TtlAction};
+use crate::args::{FsCommand, JobArgs, TtlAction};
+use crate::job;
 use crate::output::{self, Output};
 use forebay_client::{CreateOptions, FileSystem};
 use forebay_common::config::ClientConfig;
+use forebay_common::error::at;
 use forebay_common::{AbsPath, ErrorKind, Result, err};
-use forebay_proto::SetAttributesRequest;
+use forebay_proto::{Job, SetAttributesRequest};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -32,7 +35,7 @@ fn path(raw: &str) -> Result<AbsPath> {
 
 async fn dispatch(fs: &FileSystem, command: FsCommand, output: Output) -> Result<ExitCode> {
     match command {
-        FsCommand::Ls { path: p, recursive } => show::ls(fs, &path(&p)?, recursive, output).await?,
+        FsCommand::Ls { path: p, recursive, limit } => show::ls(fs, &path(&p)?, recursive, limit, output).await?,
         FsCommand::Stat { path: p } => show::stat(fs, &path(&p)?, output).await?,
         FsCommand::Location { path: p } => show::location(fs, &path(&p)?, output).await?,
         FsCommand::Du { path: p, summary } => show::du(fs, &path(&p)?, summary, output).await?,
@@ -41,13 +44,39 @@ async fn dispatch(fs: &FileSystem, command: FsCommand, output: Output) -> Result
         FsCommand::Cat { path: p, offset, length } => copy::cat(fs, &path(&p)?, offset, length.unwrap_or(u64::MAX)).await?,
         FsCommand::Head { path: p, bytes } => copy::cat(fs, &path(&p)?, 0, bytes).await?,
         FsCommand::Tail { path: p, bytes } => copy::tail(fs, &path(&p)?, bytes).await?,
-        FsCommand::Cp { source, target, force } => copy::cp(fs, &path(&source)?, &path(&target)?, force, output).await?,
-        FsCommand::Put { source, target, force, write_type } => {
-            let options = CreateOptions { overwrite: force, recursive: true, write_type: write_type.unwrap_or_default(), ..CreateOptions::default() };
+        FsCommand::Cp { source, target, force, r#move, job } => {
+            let source = path(&source)?;
+            let target = into_folder(fs, &source, path(&target)?).await?;
+            if target == source {
+                return Err(err!(InvalidArgument, "{source} and {target} are the same"));
+            }
+            let asked = Job { target: raw(&target), overwrite: force, r#move, ..job.job("copy", &[source])? };
+            job::start(fs, asked, if r#move { "moved" } else { "copied" }, !job.no_wait, output).await?;
+        }
+        FsCommand::Load { paths, list, replicas, tier, job } => {
+            let asked = Job { replicas, tier: tier.unwrap_or_default().to_uppercase(), ..job.job("load", &paths_of(&paths, list.as_deref())?)? };
+            job::start(fs, asked, "loaded", !job.no_wait, output).await?;
+        }
+        FsCommand::Persist { paths, job } => {
+            let asked = job.job("persist", &paths_of(&paths, None)?)?;
+            job::start(fs, asked, "persisted", !job.no_wait, output).await?;
+        }
+        FsCommand::SetReplication { paths, min, max, job } => {
+            let asked = Job { replicas: min, replicas_max: max, ..job.job("replicate", &paths_of(&paths, None)?)? };
+            job::start(fs, asked, "set the copies of", !job.no_wait, output).await?;
+        }
+        FsCommand::LoadMetadata { path: p, recursive } => metadata::load(fs, &path(&p)?, recursive, output).await?,
+        FsCommand::CheckConsistency { path: p, repair } => metadata::check(fs, &path(&p)?, repair, output).await?,
+        FsCommand::UpdateMount { path: p, read_only, options, unset } => {
+            fs.update_mount(&path(&p)?, read_only, parse_options(&options)?, unset).await?;
+            done(output)?;
+        }
+        FsCommand::Put { source, target, force, write_type, replicas } => {
+            let options =
+                CreateOptions { overwrite: force, recursive: true, write_type: write_type.unwrap_or_default(), replicas, ..CreateOptions::default() };
             copy::put(fs, &source, &path(&target)?, &options, output).await?;
         }
         FsCommand::Get { source, target, force } => copy::get(fs, &path(&source)?, &target, force, output).await?,
-        FsCommand::Load { path: p } => copy::load(fs, &path(&p)?, output).await?,
         FsCommand::Mv { source, target, force } => {
             let (source, target) = (path(&source)?, into_folder(fs, &path(&source)?, path(&target)?).await?);
             fs.rename(&source, &target, force).await?;
@@ -122,8 +151,12 @@ async fn dispatch(fs: &FileSystem, command: FsCommand, output: Output) -> Result
             fs.set_attributes(&path(&p)?, SetAttributesRequest { ttl_ms: Some(0), ..Default::default() }).await?;
             done(output)?;
         }
-        FsCommand::Free { path: p } => {
-            let freed = fs.free(&path(&p)?).await?;
+        FsCommand::Free { paths, job } if paths.len() > 1 || paths[0].contains(['*', '?', '[', '{']) => {
+            job::start(fs, job.job("free", &paths_of(&paths, None)?)?, "freed", !job.no_wait, output).await?;
+        }
+        FsCommand::Free { paths, .. } => {
+            let p = &paths[0];
+            let freed = fs.free(&path(p)?).await?;
             let mut text = format!("{} cached blocks of {} files are dropped", freed.blocks, freed.files);
             if freed.refused > 0 {
                 text += &format!("; {} files and folders were left alone, for lack of permission", freed.refused);
@@ -139,6 +172,30 @@ async fn dispatch(fs: &FileSystem, command: FsCommand, output: Output) -> Result
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn raw(path: &AbsPath) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(path.as_bytes())
+}
+
+/// The paths of a job, those of a list file (one per line) among them.
+fn paths_of(paths: &[String], list: Option<&std::path::Path>) -> Result<Vec<AbsPath>> {
+    let mut all: Vec<String> = paths.to_vec();
+    if let Some(list) = list {
+        let text = std::fs::read_to_string(list).map_err(at(list.display()))?;
+        all.extend(text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned));
+    }
+    if all.is_empty() {
+        return Err(err!(InvalidArgument, "no path was given"));
+    }
+    all.iter().map(|p| path(p)).collect()
+}
+
+impl JobArgs {
+    fn job(&self, kind: &str, paths: &[AbsPath]) -> Result<Job> {
+        let bandwidth = self.bandwidth.map_or(0, |b| b.as_u64());
+        Ok(Job { kind: kind.to_owned(), paths: paths.iter().map(raw).collect(), bandwidth, ..Job::default() })
+    }
 }
 
 /// Pins files, or lets them go.

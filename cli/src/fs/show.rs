@@ -42,13 +42,18 @@ fn status_json(s: &FileStatus) -> Value {
     json!({
         "path": path_text(s), "file_id": s.file_id, "length": s.length, "block_size_bytes": s.block_size_bytes, "folder": s.folder,
         "completed": s.completed, "persisted": s.persisted, "pinned": s.pinned, "ttl_ms": s.ttl_ms, "owner": s.owner, "group": s.group,
-        "mode": format!("{:04o}", s.mode), "ufs_path": s.ufs_path, "modified_ms": s.modified_ms, "mount_point": s.mount_point,
+        "mode": format!("{:04o}", s.mode), "ufs_path": s.ufs_path, "modified_ms": s.modified_ms, "mount_point": s.mount_point, "to_be_persisted": s.to_be_persisted,
+        "replication_min": s.replication_min, "replication_max": s.replication_max,
+        "config": s.config.iter().map(|c| (c.name.clone(), Value::from(c.value.clone()))).collect::<serde_json::Map<_, _>>(),
         "ttl_expires_at_ms": s.ttl_expires_at_ms, "ttl_action": if s.ttl_ms < 0 { "none" } else if s.ttl_frees { "free" } else { "delete" },
     })
 }
 
-pub async fn ls(fs: &FileSystem, path: &AbsPath, recursive: bool, output: Output) -> Result<()> {
-    let (entries, denied) = list(fs, path, recursive).await?;
+pub async fn ls(fs: &FileSystem, path: &AbsPath, recursive: bool, limit: Option<u32>, output: Output) -> Result<()> {
+    let (entries, denied) = match limit {
+        Some(limit) => (fs.list_first(path, limit).await?, Vec::new()),
+        None => list(fs, path, recursive).await?,
+    };
     output.show(&entries.iter().map(status_json).collect(), || {
         output::table(
             &[],
@@ -60,6 +65,7 @@ pub async fn ls(fs: &FileSystem, path: &AbsPath, recursive: bool, output: Output
                     (true, ..) => "DIR",
                     (false, false, _) => "WRITING",
                     (false, true, true) => "PERSISTED",
+                    (false, true, false) if s.to_be_persisted => "TO_BE_PERSISTED",
                     (false, true, false) => "CACHE_ONLY",
                 };
                 vec![mode_text(s), s.owner.clone(), s.group.clone(), size, state.to_owned(), time(s.modified_ms), output::printable(&path_text(s))]

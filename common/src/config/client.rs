@@ -26,7 +26,8 @@ pub struct ClientConfig {
     pub readahead: ByteSize,
     /// Grants (two descriptors each) kept for blocks read before.
     pub grants_max: usize,
-    /// `through`: cache and under store, acknowledged when both hold it. `cache_only`. `ufs_only`.
+    /// How files are written; empty: as their path or mount says. `through`: cache and under store, acknowledged when both hold it. `async`: cache, and under store soon after.
+    /// `cache_only`. `ufs_only`.
     pub write_type: String,
 }
 
@@ -42,7 +43,7 @@ impl Default for ClientConfig {
             read_timeout_ms: 60_000,
             readahead: ByteSize::mib(16),
             grants_max: 1_024,
-            write_type: "through".into(),
+            write_type: String::new(),
         }
     }
 }

@@ -10,7 +10,9 @@ pub const REDACTED: &str = "(hidden)";
 /// Whether the value of this option must never be printed or logged.
 pub fn is_secret_option(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    ["secret", "token", "password", "credential", "access_key", "account_key", "sas"].iter().any(|s| name.contains(s))
+    ["secret", "token", "password", "credential", "access_key", "account_key", "encryption_key", "customer_key", "delegation", "sas"]
+        .iter()
+        .any(|s| name.contains(s))
 }
 
 /// An option's value, or where a secret is read from.

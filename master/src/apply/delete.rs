@@ -1,7 +1,7 @@
 //! Removal, here at once and in the under store by a pending record that sync and reads respect meanwhile.
 
 use super::context::Context;
-use super::{block, replies, ttl};
+use super::{block, persist, replication, replies, ttl};
 use crate::namespace::{self, Found, Walk};
 use crate::store::{Cf, Reader, dentry_key, id_key};
 use forebay_common::{AbsPath, ErrorKind, InodeId, Result, err};
@@ -49,15 +49,21 @@ pub fn delete(c: &mut Context<'_, '_>, op: &Delete) -> Result<()> {
 }
 
 /// Writes a pending record with the tombstone of its source.
-pub fn add_pending(c: &mut Context<'_, '_>, mut pending: Pending) {
+pub fn add_pending(c: &mut Context<'_, '_>, pending: Pending) {
+    let tombstone = dentry_key(InodeId(pending.source_parent_id), &pending.source_name);
+    let id = add_pending_only(c, pending);
+    c.txn.put_raw(Cf::Tombstone, &tombstone, id.to_be_bytes().to_vec());
+}
+
+/// Writes a pending record and returns its id.
+pub fn add_pending_only(c: &mut Context<'_, '_>, mut pending: Pending) -> u64 {
     pending.id = c.counters.next_pending_id;
     c.counters.next_pending_id += 1;
     pending.created_ms = c.now_ms();
     (pending.client_id, pending.sequence) = (c.command.client_id, c.command.sequence);
-    let tombstone = dentry_key(InodeId(pending.source_parent_id), &pending.source_name);
-    c.txn.put_raw(Cf::Tombstone, &tombstone, pending.id.to_be_bytes().to_vec());
     c.txn.put(Cf::Pending, &id_key(pending.id), &pending);
     c.reply.pending_id = pending.id;
+    pending.id
 }
 
 /// The under store has followed, or can never: either way the names are free again and sync looks afresh.
@@ -70,7 +76,7 @@ pub fn finish_pending(c: &mut Context<'_, '_>, op: &FinishPending) -> Result<()>
     if !op.error.is_empty() {
         replies::amend(c.txn, pending.client_id, pending.sequence, ErrorKind::from_code(op.error_kind), &op.error)?;
     }
-    if pending.kind == "rename" {
+    if pending.kind != "delete" {
         let target = InodeId(pending.target_parent_id);
         if let Some(mut inode) = c.txn.child(target, &pending.target_name)?
             && inode.id == pending.inode_id
@@ -94,6 +100,11 @@ pub fn remove_entry(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], mut i
         c.txn.delete_id(Cf::Lease, inode.lease_id);
     }
     ttl::forget(c, &mut inode);
+    persist::dequeue(c, &mut inode);
+    replication::forget(c, &inode);
+    if !inode.config.is_empty() {
+        c.txn.delete_id(Cf::PathConfig, inode.id);
+    }
     if inode.pinned {
         c.counters.pinned_files = c.counters.pinned_files.saturating_sub(1);
     }

@@ -1,7 +1,7 @@
 //! Files under construction: create, add blocks, complete, abandon, renew the lease.
 
 use super::context::Context;
-use super::{block, delete, folder};
+use super::{block, delete, folder, persist, replication};
 use crate::namespace::{self, WRITE, block_ids, blocks_for};
 use crate::store::{Cf, Reader, id_key, leaving_key};
 use forebay_common::limits::{BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX, BLOCKS_PER_FILE_MAX};
@@ -20,6 +20,10 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     if !BLOCK_SIZE_RANGE_BYTES.contains(&op.block_size_bytes) {
         return Err(err!(InvalidArgument, "block size {} is not between 64 KiB and 4 GiB", op.block_size_bytes));
     }
+    replication::check(op.replication_min, op.replication_max)?;
+    if op.asynchronous && (walk.mount.is_none() || !op.cached || !op.to_ufs) {
+        return Err(err!(InvalidArgument, "{path} lies in no mount: there is no under store that it could get to later"));
+    }
     let mut shadows = false;
     let parent = if walk.is_complete() {
         let found = walk.deepest();
@@ -30,7 +34,7 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
         if !op.overwrite {
             return Err(err!(AlreadyExists, "{path} exists already"));
         }
-        if !found.inode.completed {
+        if !found.inode.completed || found.inode.lease_id > 0 {
             return Err(err!(Busy, "{path} is being written by somebody else"));
         }
         namespace::check(&c.who, &found.inode, WRITE, &path)?;
@@ -42,13 +46,16 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
             return Err(err!(NotFound, "the folder of {path} does not exist: make it first, or ask for missing folders to be made"));
         }
         namespace::check_folder_of(&c.who, &walk.deepest().inode, &path)?;
-        folder::make_missing(c, &walk, walk.missing.len() - 1, op.to_ufs)?
+        // Of a file that gets to its store later the folders do as well.
+        folder::make_missing(c, &walk, walk.missing.len() - 1, op.to_ufs && !op.asynchronous)?
     };
     c.check_no_tombstone(parent.id(), &name, &path)?;
     let mut inode = c.new_inode(&parent.inode, false, op.mode);
     inode.block_size_bytes = op.block_size_bytes;
     inode.page_size_bytes = op.page_size_bytes;
     inode.to_ufs = op.to_ufs;
+    inode.asynchronous = op.asynchronous;
+    replication::wish(c, &mut inode, op.replication_min, op.replication_max);
     inode.shadows = shadows;
     inode.cached = op.cached;
     inode.content_version = 1;
@@ -65,6 +72,7 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
         ttl_ms: op.lease_ttl_ms,
         principal: c.who.user.clone(),
         worker_id: op.worker_id,
+        publishing: false,
     };
     c.txn.put(Cf::Lease, &id_key(lease_id), &lease);
     c.insert(parent.id(), &name, &inode);
@@ -74,11 +82,11 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     Ok(())
 }
 
-/// The file under a lease. Errors: `Expired` when the lease is over.
+/// The file under construction under a lease. Errors: `Expired` when the lease is over.
 fn leased(c: &Context<'_, '_>, file_id: u64, lease_id: u64) -> Result<(Link, Inode, Lease)> {
     let over = || err!(Expired, "the lease of file {file_id} is over: its writer was silent for too long, write it again");
-    let lease = c.txn.lease(lease_id)?.filter(|l| l.file_id == file_id).ok_or_else(over)?;
-    let (link, inode) = c.txn.inode(InodeId(file_id))?.filter(|(_, inode)| inode.lease_id == lease_id).ok_or_else(over)?;
+    let lease = c.txn.lease(lease_id)?.filter(|l| l.file_id == file_id && !l.publishing).ok_or_else(over)?;
+    let (link, inode) = c.txn.inode(InodeId(file_id))?.filter(|(_, inode)| inode.lease_id == lease_id && !inode.completed).ok_or_else(over)?;
     if !c.who.superuser && c.who.user != lease.principal {
         return Err(err!(PermissionDenied, "user {} does not hold the lease of file {file_id}", c.who.user));
     }
@@ -124,7 +132,7 @@ pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
     {
         return Err(err!(InvalidArgument, "the blocks of file {} do not add up to {} bytes in allocated order", op.file_id, op.length));
     }
-    if inode.to_ufs && op.fingerprint.is_empty() {
+    if inode.to_ufs && !inode.asynchronous && op.fingerprint.is_empty() {
         return Err(err!(InvalidArgument, "file {} is to be in the under store, and no fingerprint says that it is", op.file_id));
     }
     // Ids beyond those used are given back; of a file that was not cached, exactly as many as its length needs are kept.
@@ -154,19 +162,46 @@ pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
     }
     inode.length = op.length;
     inode.completed = true;
-    inode.persisted = inode.to_ufs;
+    inode.persisted = inode.to_ufs && !inode.asynchronous;
     inode.shadows &= !inode.persisted;
-    inode.fingerprint = op.fingerprint.clone();
+    if inode.asynchronous {
+        persist::enqueue(c, &mut inode);
+    } else {
+        inode.fingerprint = op.fingerprint.clone();
+    }
     inode.modified_ms = c.now_ms();
     inode.changed_index = c.change;
     inode.lease_id = 0;
     c.update(InodeId(link.parent_id), &link.name, &inode);
     c.txn.delete_id(Cf::Lease, lease.id);
     c.reply.file_id = inode.id;
-    if inode.to_ufs { folder::note_persisted(c, InodeId(link.parent_id)) } else { Ok(()) }
+    if inode.persisted { folder::note_persisted(c, InodeId(link.parent_id)) } else { Ok(()) }
+}
+
+/// A publication that was not heard of again: the file stays, and is written out anew.
+fn give_up_publishing(c: &mut Context<'_, '_>, lease: &Lease) -> Result<()> {
+    c.txn.delete_id(Cf::Lease, lease.id);
+    if let Some((link, mut inode)) = c.txn.inode(InodeId(lease.file_id))?
+        && inode.lease_id == lease.id
+    {
+        inode.lease_id = 0;
+        c.update(InodeId(link.parent_id), &link.name, &inode);
+    }
+    Ok(())
 }
 
 pub fn abandon(c: &mut Context<'_, '_>, op: &Abandon) -> Result<()> {
+    if let Some(lease) = c.txn.lease(op.lease_id)?
+        && lease.publishing
+    {
+        if !c.who.superuser {
+            return Err(err!(PermissionDenied, "only the master publishes"));
+        }
+        if op.expired_only && lease.expires_at_ms > c.now_ms() {
+            return Err(err!(Busy, "the lease was renewed in the meantime"));
+        }
+        return give_up_publishing(c, &lease);
+    }
     let (link, inode, lease) = match leased(c, op.file_id, op.lease_id) {
         Err(e) if e.kind() == forebay_common::ErrorKind::Expired => return Ok(()),
         other => other?,

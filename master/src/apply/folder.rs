@@ -1,10 +1,12 @@
 //! Folders.
 
 use super::context::Context;
+use super::delete;
 use crate::namespace::{self, Found, Walk};
 use crate::store::Reader;
-use forebay_common::{InodeId, Result, err};
+use forebay_common::{AbsPath, InodeId, Result, err};
 use forebay_proto::journal::Mkdir;
+use forebay_proto::store::Pending;
 
 pub fn mkdir(c: &mut Context<'_, '_>, op: &Mkdir) -> Result<()> {
     let (path, walk) = c.walk(&op.path)?;
@@ -26,11 +28,33 @@ pub fn mkdir(c: &mut Context<'_, '_>, op: &Mkdir) -> Result<()> {
     if persisted {
         note_persisted(c, made.parent)?;
     }
+    if let (true, Some((mount_id, _))) = (op.later, walk.mount) {
+        delete::add_pending_only(
+            c,
+            Pending {
+                mount_id: mount_id.get(),
+                kind: "mkdir".into(),
+                source_key: walk.ufs_key(&path).into(),
+                folder: true,
+                target_parent_id: made.parent.get(),
+                target_name: made.name.clone().into(),
+                // Nothing at or below the topmost new folder is compared with the store before it is there.
+                target_path: top_of(&walk, &path)?.as_bytes().to_vec().into(),
+                inode_id: made.inode.id,
+                ..Pending::default()
+            },
+        );
+    }
     let mut inode = made.inode.clone();
     inode.mode = op.mode;
     c.update(made.parent, &made.name, &inode);
     c.reply.file_id = inode.id;
     Ok(())
+}
+
+/// The topmost name of a path that is missing.
+fn top_of(walk: &Walk, path: &AbsPath) -> Result<AbsPath> {
+    path.components().take(walk.chain.len()).try_fold(AbsPath::root(), |at, name| at.join(name))
 }
 
 /// Makes the first `count` missing folders and returns the last (or the deepest that exists).

@@ -10,12 +10,18 @@ mod context;
 mod delete;
 mod file;
 mod folder;
+mod jobs;
 mod mounts;
+mod path_config;
+mod persist;
 mod rename;
+mod replication;
 mod replies;
 mod sync;
 mod ttl;
 mod workers;
+
+pub use jobs::RUNNING;
 
 #[cfg(test)]
 mod tests;
@@ -134,6 +140,13 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         Some(Op::UpdateMount(op)) => mounts::update(c, op),
         Some(Op::ExpireTtl(op)) => ttl::expire(c, op),
         Some(Op::SetWorkerState(op)) => workers::set_state(c, op),
+        Some(Op::BeginPublish(op)) => persist::begin(c, op),
+        Some(Op::FinishPersist(op)) => persist::finish(c, op),
+        Some(Op::QueuePersist(op)) => persist::queue(c, op),
+        Some(Op::SetReplication(op)) => replication::set(c, op),
+        Some(Op::SetPathConfig(op)) => path_config::set(c, op),
+        Some(Op::StartJob(op)) => jobs::start(c, op),
+        Some(Op::UpdateJob(op)) => jobs::update(c, op),
         None => Err(forebay_common::err!(Unsupported, "the journal holds a command this version does not know: start the newer version again")),
     }
 }

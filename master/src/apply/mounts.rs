@@ -6,7 +6,7 @@ use crate::namespace::{Found, Walk};
 use crate::store::{Cf, Reader, id_key};
 use forebay_common::{AbsPath, InodeId, MountId, Result, err};
 use forebay_proto::journal::{AddMount, RemoveMount, UpdateMount};
-use forebay_proto::store::Mount;
+use forebay_proto::store::{Mount, Persist};
 
 fn check_superuser(c: &Context<'_, '_>) -> Result<()> {
     if c.who.superuser { Ok(()) } else { Err(err!(PermissionDenied, "user {} is not a superuser: only those mount and unmount", c.who.user)) }
@@ -98,6 +98,16 @@ pub fn remove(c: &mut Context<'_, '_>, op: &RemoveMount) -> Result<()> {
     check_nothing_open(c, &found, &path)?;
     if c.txn.pending()?.iter().any(|p| p.mount_id == found.inode.mount_id) {
         return Err(err!(Busy, "{path}: changes are still on their way to the under store"));
+    }
+    let mut waiting = 0;
+    for record in c.txn.all::<Persist>(Cf::Persist)? {
+        waiting += u64::from(c.txn.path_of(InodeId(record.inode_id))?.starts_with(&path));
+    }
+    if waiting > 0 {
+        return Err(err!(
+            Busy,
+            "{path}: {waiting} files are not in the under store yet, though they were acknowledged: wait for them, or delete them"
+        ));
     }
     c.txn.delete_id(Cf::Mount, found.inode.mount_id);
     remove_tree(c, found.parent, &found.name, found.inode)?;

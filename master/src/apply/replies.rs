@@ -62,6 +62,13 @@ fn number_of(op: Option<&Op>) -> u32 {
         Some(Op::UpdateMount(_)) => 23,
         Some(Op::ExpireTtl(_)) => 24,
         Some(Op::SetWorkerState(_)) => 25,
+        Some(Op::BeginPublish(_)) => 26,
+        Some(Op::FinishPersist(_)) => 27,
+        Some(Op::QueuePersist(_)) => 28,
+        Some(Op::SetReplication(_)) => 29,
+        Some(Op::SetPathConfig(_)) => 30,
+        Some(Op::StartJob(_)) => 31,
+        Some(Op::UpdateJob(_)) => 32,
     }
 }
 

@@ -71,11 +71,11 @@ fn moved_since(c: &Context<'_, '_>, mut folder: InodeId, base_index: u64) -> Res
     Ok(false)
 }
 
-/// Where renames lead that under stores have not done yet: what lies there is not to be compared with them. Path, parent
+/// Where renames lead, and new folders are, that under stores have not done yet: what lies there is not to be compared with them. Path, parent
 /// and name of each target.
 fn moving_targets(c: &Context<'_, '_>) -> Result<Vec<(AbsPath, u64, Vec<u8>)>> {
     let pending = c.txn.pending()?;
-    let renames = pending.into_iter().filter(|p| p.kind == "rename");
+    let renames = pending.into_iter().filter(|p| p.kind != "delete");
     renames.map(|p| Ok((AbsPath::parse(&p.target_path)?, p.target_parent_id, p.target_name.to_vec()))).collect()
 }
 

@@ -200,7 +200,9 @@ fn bytes(p: &str) -> bytes::Bytes {
 /// Runs a step as the commands it takes; the under store follows at once.
 fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
     let reply = match step {
-        Step::Mkdir(p, recursive) => machine.one(Op::Mkdir(Mkdir { path: bytes(p), recursive: *recursive, exist_ok: false, mode: 0o755 })),
+        Step::Mkdir(p, recursive) => {
+            machine.one(Op::Mkdir(Mkdir { path: bytes(p), recursive: *recursive, exist_ok: false, mode: 0o755, later: false }))
+        }
         Step::Delete(p, recursive) => machine.one(Op::Delete(Delete { path: bytes(p), recursive: *recursive })),
         Step::Rename(a, b, overwrite) => machine.one(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *overwrite })),
         Step::Write(p, length, overwrite) => {
@@ -270,7 +272,7 @@ proptest! {
     fn is_pure(steps in proptest::collection::vec(step(), 1..40), cuts in proptest::collection::vec(1usize..5, 40)) {
         let (mut one, mut many) = (Machine::new(), Machine::new());
         let commands: Vec<Command> = steps.iter().filter_map(|s| match s {
-            Step::Mkdir(p, r) => Some(Op::Mkdir(Mkdir { path: bytes(p), recursive: *r, exist_ok: true, mode: 0o755 })),
+            Step::Mkdir(p, r) => Some(Op::Mkdir(Mkdir { path: bytes(p), recursive: *r, exist_ok: true, mode: 0o755, later: false })),
             Step::Delete(p, r) => Some(Op::Delete(Delete { path: bytes(p), recursive: *r })),
             Step::Rename(a, b, o) => Some(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *o })),
             Step::Write(..) => None,

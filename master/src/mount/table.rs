@@ -5,9 +5,9 @@ use crate::store::{Reader, Store};
 use forebay_common::config::MasterConfig;
 use forebay_common::{AbsPath, MountId, Result, err};
 use forebay_proto::store::Mount;
-use forebay_ufs::{UfsUri, UnderStore};
+use forebay_ufs::{Requests, UfsUri, UnderStore};
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// One mount, ready for use.
 pub struct Mounted {
@@ -26,6 +26,8 @@ pub struct Mounted {
 #[derive(Default)]
 pub struct MountTable {
     open: RwLock<HashMap<MountId, Arc<Mounted>>>,
+    /// What each has cost since the master started, whatever options it had.
+    requests: Mutex<HashMap<MountId, Arc<Requests>>>,
 }
 
 impl MountTable {
@@ -35,9 +37,14 @@ impl MountTable {
             return Ok(mounted.clone());
         }
         let record = store.view().mount(id)?.ok_or_else(|| err!(NotFound, "mount {id} does not exist"))?;
-        let mounted = Arc::new(open(&record, config)?);
+        let mounted = Arc::new(open(&record, config, self.requests(id))?);
         self.open.write().unwrap_or_else(|e| e.into_inner()).insert(id, mounted.clone());
         Ok(mounted)
+    }
+
+    /// What a mount has cost this master.
+    pub fn requests(&self, id: MountId) -> Arc<Requests> {
+        self.requests.lock().unwrap_or_else(|e| e.into_inner()).entry(id).or_default().clone()
     }
 
     /// Opens all again at the next use.
@@ -46,9 +53,9 @@ impl MountTable {
     }
 }
 
-fn open(record: &Mount, config: &MasterConfig) -> Result<Mounted> {
+fn open(record: &Mount, config: &MasterConfig, requests: Arc<Requests>) -> Result<Mounted> {
     let options = MountOptions::parse(&record.options, config)?;
     let uri = UfsUri::parse(&record.uri)?;
-    let ufs = UnderStore::open(&uri, &options.ufs)?;
+    let ufs = UnderStore::open_counting(&uri, &options.ufs, requests)?;
     Ok(Mounted { id: MountId(record.id), path: AbsPath::parse(&record.path)?, read_only: record.read_only, options, ufs })
 }

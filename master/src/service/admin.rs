@@ -39,6 +39,7 @@ impl Service {
                 reachable: checked.is_ok(),
                 error: checked.err().map(|e| e.to_string()).unwrap_or_default(),
                 unshown_objects: core.syncer.unshown(record.id),
+                requests: core.requests_of(MountId(record.id)),
             }
         });
         Ok(futures::future::join_all(checks).await)
@@ -116,6 +117,7 @@ impl Service {
             pending_changes: view.pending()?.len() as u64,
             data_dir_total_bytes: bytes(disk.as_ref().map_or(0, nix::sys::statvfs::Statvfs::blocks)),
             data_dir_free_bytes: bytes(disk.as_ref().map_or(0, nix::sys::statvfs::Statvfs::blocks_available)),
+            at_risk: Some(core.persist.at_risk(core)?),
         })
     }
 }

@@ -31,6 +31,10 @@ pub fn status(path: &AbsPath, inode: &Inode, mount: Option<&Mounted>, key: &[u8]
         fingerprint: inode.fingerprint.clone(),
         page_size_bytes: inode.page_size_bytes,
         mount_point: inode.mount_id > 0,
+        to_be_persisted: inode.persist_id > 0,
+        replication_min: inode.replication_min,
+        replication_max: inode.replication_max,
+        config: inode.config.clone(),
         cached_bytes: 0,
         mem_bytes: 0,
     }

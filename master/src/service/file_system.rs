@@ -2,10 +2,10 @@
 
 use super::{encode, mounts, placement};
 use crate::core::Core;
-use crate::free;
-use crate::mount::{Resolved, raw};
-use crate::namespace::{self, READ, Who};
-use crate::store::Reader;
+use crate::mount::{self, Mounted, PathConfig, Resolved, WriteType, raw};
+use crate::namespace::{self, READ, Walk, Who};
+use crate::store::{Cf, Reader};
+use crate::{free, passive, replicate};
 use forebay_common::limits::LIST_BATCH_ENTRIES;
 use forebay_common::token::UfsSource;
 use forebay_common::{AbsPath, ErrorKind, InodeId, MountId, Result, err};
@@ -14,7 +14,7 @@ use forebay_proto::file_system_server::FileSystem;
 use forebay_proto::journal::{self, command::Op};
 use forebay_proto::store::Inode;
 use forebay_proto::*;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,23 @@ impl Service {
         let who = self.0.who(caller)?;
         let path = AbsPath::parse(path)?;
         let resolved = self.0.syncer.resolve(&self.0, &who, &path).await?;
+        Ok((who, path, resolved))
+    }
+
+    /// Resolves what a caller makes; where its bytes, or its name, are acknowledged without the store, without waiting for that.
+    async fn resolve_new(&self, caller: Option<&Caller>, path: &[u8], kept_alone: Option<bool>) -> Result<(Who, AbsPath, Resolved)> {
+        let who = self.0.who(caller)?;
+        let path = AbsPath::parse(path)?;
+        let without_store = match kept_alone {
+            Some(kept_alone) => kept_alone,
+            None => {
+                let walk = namespace::walk(&self.0.store.view(), &path)?;
+                let mount = walk.mount.and_then(|(id, _)| self.0.soft.mounts.get(&self.0.store, &self.0.config, id).ok());
+                later(&walk, mount.as_deref())
+            }
+        };
+        let resolved =
+            if without_store { self.0.syncer.resolve_free(&self.0, &who, &path).await? } else { self.0.syncer.resolve(&self.0, &who, &path).await? };
         Ok((who, path, resolved))
     }
 
@@ -74,10 +91,18 @@ impl Service {
             return Ok(receiver);
         }
         namespace::check(&who, &found.inode, READ, &path)?;
-        self.0.syncer.sync_folder(&self.0, &path, &resolved).await?;
+        let limit = request.limit as usize;
+        if limit > 0 {
+            if request.recursive {
+                return Err(err!(InvalidArgument, "a recursive listing has no limit"));
+            }
+            self.0.syncer.sync_first(&self.0, &path, &resolved, limit).await?;
+        } else {
+            self.0.syncer.sync_folder(&self.0, &path, &resolved).await?;
+        }
         let core = self.0.clone();
         tokio::spawn(async move {
-            if let Err(e) = send_listing(core, who, path, request.recursive, &sender).await {
+            if let Err(e) = send_listing(core, who, path, request.recursive, limit, &sender).await {
                 let _ = sender.send(Err(to_status(&e))).await;
             }
         });
@@ -100,39 +125,38 @@ impl Service {
         let source = match &resolved.mount {
             Some(mount) if found.inode.persisted => Some(UfsSource {
                 mount_id: mount.id.get(),
-                previous_key: self.previous_key(mount.id, &key)?,
+                previous_key: mount::previous_key(&self.0.store.view(), resolved.walk.mount, &key)?,
                 key,
                 fingerprint: found.inode.fingerprint.clone(),
             }),
             _ => None,
         };
+        passive::note_open(&self.0, &found.inode, resolved.mount.as_deref(), &request.local_workers, &blocks);
         let (workers, token_expires_at_ms) = placement::for_reading(&self.0, &who, &found.inode, source, &request.local_workers, &mut blocks)?;
         Ok(OpenResponse { status: Some(status), blocks, workers, token_expires_at_ms })
     }
 
-    /// Where the bytes of `key` still are while a rename is on its way to the store; empty mostly.
-    fn previous_key(&self, mount: MountId, key: &[u8]) -> Result<Vec<u8>> {
-        for pending in self.0.store.view().pending()? {
-            if pending.kind == "rename" && pending.mount_id == mount.get() {
-                let rest = key.strip_prefix(&pending.target_key[..]);
-                if let Some(rest) = rest.filter(|r| r.is_empty() || r.starts_with(b"/")) {
-                    return Ok([&pending.source_key[..], rest].concat());
-                }
-            }
-        }
-        Ok(Vec::new())
-    }
-
     async fn create_inner(&self, request: CreateRequest) -> Result<CreateResponse> {
         let core = &self.0;
-        let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
-        let (to_ufs, cached) = match request.write_type.as_str() {
-            "" | "through" => (true, true),
-            "cache_only" => (false, true),
-            "ufs_only" => (true, false),
-            other => return Err(err!(InvalidArgument, "write type {other:?} is not through, cache_only or ufs_only")),
-        };
+        let named: Option<WriteType> = if request.write_type.is_empty() { None } else { Some(request.write_type.parse()?) };
+        let kept_alone = named.map(|w| matches!(w, WriteType::Async | WriteType::CacheOnly));
+        let (who, path, resolved) = self.resolve_new(request.caller.as_ref(), &request.path, kept_alone).await?;
         let options = resolved.mount.as_ref().map(|m| m.options.clone());
+        let on_path = PathConfig::of(&resolved.walk);
+        let write_type = named.or(on_path.write_type).or(options.as_ref().map(|o| o.write_type)).unwrap_or(WriteType::Through);
+        let (to_ufs, cached) = match write_type {
+            WriteType::Through | WriteType::Async => (true, true),
+            WriteType::CacheOnly => (false, true),
+            WriteType::UfsOnly => (true, false),
+        };
+        // Bytes that are in the store when they are acknowledged need no copies.
+        let kept_alone = matches!(write_type, WriteType::Async | WriteType::CacheOnly);
+        let wished = if request.replicas > 0 { Some(request.replicas) } else { on_path.replicas };
+        let replicas = if kept_alone { wished.or(options.as_ref().map(|o| o.replicas)).unwrap_or(1) } else { 1 };
+        let there = core.soft.workers.live().iter().filter(|w| !w.leaving).count();
+        if kept_alone && replicas as usize > there {
+            return Err(err!(Unavailable, "{path} is to be kept {replicas} times before it is acknowledged, and there are {there} workers"));
+        }
         let (block_size, page_size) =
             options.map_or((core.config.block_size.as_u64(), core.config.page_size.as_u64()), |o| (o.block_size_bytes, o.page_size_bytes));
         let worker = placement::for_writing(core, &request.local_workers, &request.avoid_workers)?;
@@ -148,8 +172,11 @@ impl Service {
             lease_ttl_ms: core.config.lease_ttl_ms,
             worker_id: worker.id.get(),
             block_count: u32::from(cached),
+            asynchronous: write_type == WriteType::Async,
+            replication_min: if replicas > 1 { replicas } else { 0 },
+            replication_max: 0,
         };
-        let reply = core.change(request.caller.as_ref(), Op::Create(op)).await?;
+        let reply = core.persist.change(core, request.caller.as_ref(), Op::Create(op), &[&path]).await?;
         let (inode, key) = self.just_made(&path, reply.file_id)?;
         check_open_for_writing(&path, &inode, reply.lease_id)?;
         let status = encode::status(&path, &inode, resolved.mount.as_deref(), &key);
@@ -208,6 +235,12 @@ impl Service {
         if let Some(lease) = &lease {
             // A worker that is to leave has not, before it has told of these blocks.
             core.soft.workers.note_told(forebay_common::WorkerId(lease.worker_id), false);
+            let under_construction = core.store.view().inode(InodeId(request.file_id))?.map(|(_, inode)| inode);
+            if let Some(inode) = under_construction.filter(|inode| inode.replication_min > 1 && !inode.completed && !lease.publishing) {
+                let blocks: Vec<(u64, u64)> = request.blocks.iter().map(|b| (b.id, b.length)).collect();
+                let (first, copies) = (forebay_common::WorkerId(lease.worker_id), inode.replication_min as usize);
+                replicate::before_acknowledging(core, &inode, request.length, &blocks, first, copies).await?;
+            }
         }
         let reply = core.change(request.caller.as_ref(), Op::Complete(op)).await?;
         core.syncer.note_looked(InodeId(reply.file_id));
@@ -218,13 +251,16 @@ impl Service {
                 core.soft.blocks.report(forebay_common::WorkerId(lease.worker_id), forebay_common::BlockId(block.id), block.length, "MEM");
             }
         }
+        if inode.persist_id > 0 {
+            core.persist.wake();
+        }
         let blocks = encode::blocks(core, &inode, &mut status);
         Ok(GetStatusResponse { status: Some(status), blocks, workers: Vec::new() })
     }
 
     async fn mkdir_inner(&self, request: MkdirRequest) -> Result<GetStatusResponse> {
         let core = &self.0;
-        let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        let (who, path, resolved) = self.resolve_new(request.caller.as_ref(), &request.path, None).await?;
         let exists = resolved.walk.is_complete();
         if let (false, Some(mount)) = (exists, &resolved.mount) {
             // The store first: an entry never is without its folder. What apply will check is checked before.
@@ -235,10 +271,13 @@ impl Service {
             if resolved.walk.missing.len() > 1 && !request.recursive {
                 return Err(err!(NotFound, "the folder above {path} does not exist: make it first, or use -p"));
             }
-            mount.ufs.mkdir(&resolved.walk.ufs_key(&path)).await?;
+            if !later(&resolved.walk, resolved.mount.as_deref()) {
+                mount.ufs.mkdir(&resolved.walk.ufs_key(&path)).await?;
+            }
         }
         let mode = if request.mode == 0 { 0o777 & !UMASK } else { request.mode & 0o7777 };
-        let op = journal::Mkdir { path: raw(&path), recursive: request.recursive, exist_ok: request.exist_ok, mode };
+        let later = !exists && later(&resolved.walk, resolved.mount.as_deref());
+        let op = journal::Mkdir { path: raw(&path), recursive: request.recursive, exist_ok: request.exist_ok, mode, later };
         let reply = core.change(request.caller.as_ref(), Op::Mkdir(op)).await?;
         if !exists {
             core.syncer.note_listed(InodeId(reply.file_id));
@@ -250,25 +289,27 @@ impl Service {
     async fn delete_inner(&self, request: DeleteRequest) -> Result<Done> {
         let core = &self.0;
         let (_, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
+        let waits = !later(&resolved.walk, resolved.mount.as_deref());
         if resolved.walk.is_complete() && !request.recursive {
             // Whether a folder is empty is the store's to say as well.
             self.0.syncer.sync_folder(core, &path, &resolved).await?;
         }
         let op = journal::Delete { path: raw(&path), recursive: request.recursive };
-        let reply = core.change(request.caller.as_ref(), Op::Delete(op)).await?;
-        self.follow(reply.pending_id, request.caller.as_ref()).await
+        let reply = core.persist.change(core, request.caller.as_ref(), Op::Delete(op), &[&path]).await?;
+        self.follow(if waits { reply.pending_id } else { 0 }, request.caller.as_ref()).await
     }
 
     async fn rename_inner(&self, request: RenameRequest) -> Result<Done> {
         let core = &self.0;
         let (_, source, _) = self.resolve(request.caller.as_ref(), &request.source).await?;
-        let (_, target, resolved) = self.resolve(request.caller.as_ref(), &request.target).await?;
+        let (_, target, resolved) = self.resolve_new(request.caller.as_ref(), &request.target, None).await?;
         if resolved.walk.is_complete() {
             self.0.syncer.sync_folder(core, &target, &resolved).await?;
         }
+        let waits = !later(&resolved.walk, resolved.mount.as_deref());
         let op = journal::Rename { source: raw(&source), target: raw(&target), overwrite: request.overwrite };
-        let reply = core.change(request.caller.as_ref(), Op::Rename(op)).await?;
-        self.follow(reply.pending_id, request.caller.as_ref()).await?;
+        let reply = core.persist.change(core, request.caller.as_ref(), Op::Rename(op), &[&source, &target]).await?;
+        self.follow(if waits { reply.pending_id } else { 0 }, request.caller.as_ref()).await?;
         core.syncer.note_looked(InodeId(reply.file_id));
         Ok(Done {})
     }
@@ -311,6 +352,11 @@ impl Service {
     }
 }
 
+/// Whether changes at the end of a walk are acknowledged before the under store has followed: where files are written so as well.
+fn later(walk: &Walk, mount: Option<&Mounted>) -> bool {
+    PathConfig::of(walk).write_type.or(mount.map(|m| m.options.write_type)) == Some(WriteType::Async)
+}
+
 /// Errors: `Expired` for a call that was sent again after its file was completed: no token to write it is given any more.
 fn check_open_for_writing(path: &AbsPath, inode: &Inode, lease_id: u64) -> Result<()> {
     if inode.completed || inode.lease_id != lease_id {
@@ -320,7 +366,15 @@ fn check_open_for_writing(path: &AbsPath, inode: &Inode, lease_id: u64) -> Resul
 }
 
 /// Sends the entries below a folder in batches; the parents of a recursive listing come before their children.
-async fn send_listing(core: Arc<Core>, who: Who, top: AbsPath, recursive: bool, sender: &mpsc::Sender<Result<ListResponse, Status>>) -> Result<()> {
+async fn send_listing(
+    core: Arc<Core>,
+    who: Who,
+    top: AbsPath,
+    recursive: bool,
+    limit: usize,
+    sender: &mpsc::Sender<Result<ListResponse, Status>>,
+) -> Result<()> {
+    let mut left = if limit == 0 { usize::MAX } else { limit };
     let mut folders = vec![top.clone()];
     while let Some(path) = folders.pop() {
         if path != top {
@@ -337,9 +391,10 @@ async fn send_listing(core: Arc<Core>, who: Who, top: AbsPath, recursive: bool, 
         let mut after: Option<Vec<u8>> = None;
         let mut subfolders = Vec::new();
         loop {
-            let batch = next_batch(&core, &path, after.as_deref())?;
+            let batch = next_batch(&core, &path, after.as_deref(), left.min(LIST_BATCH_ENTRIES))?;
+            left -= batch.len();
             let Some(last) = batch.last() else { break };
-            let whole = batch.len() < LIST_BATCH_ENTRIES;
+            let whole = batch.len() < LIST_BATCH_ENTRIES || left == 0;
             after = AbsPath::parse(&last.path)?.name().map(<[u8]>::to_vec);
             for entry in batch.iter().filter(|e| e.folder && recursive) {
                 subfolders.push(AbsPath::parse(&entry.path)?);
@@ -353,14 +408,14 @@ async fn send_listing(core: Arc<Core>, who: Who, top: AbsPath, recursive: bool, 
     Ok(())
 }
 
-fn next_batch(core: &Core, path: &AbsPath, after: Option<&[u8]>) -> Result<Vec<FileStatus>> {
+fn next_batch(core: &Core, path: &AbsPath, after: Option<&[u8]>, limit: usize) -> Result<Vec<FileStatus>> {
     let view = core.store.view();
     let walk = namespace::walk(&view, path)?;
     let folder = walk.found(path)?;
     let outer = walk.mount.map(|(id, _)| core.soft.mounts.get(&core.store, &core.config, id)).transpose()?;
     let base = walk.ufs_key(path);
     let mut out = Vec::new();
-    for (name, inode) in view.children(folder.id(), after, LIST_BATCH_ENTRIES)? {
+    for (name, inode) in view.children(folder.id(), after, limit)? {
         let mounted = if inode.mount_id > 0 { Some(core.soft.mounts.get(&core.store, &core.config, MountId(inode.mount_id))?) } else { None };
         let key = match (&mounted, base.is_empty()) {
             (Some(_), _) => Vec::new(),
@@ -389,6 +444,60 @@ impl Service {
 
     async fn unmount_inner(&self, request: UnmountRequest) -> Result<Done> {
         self.0.change(request.caller.as_ref(), Op::RemoveMount(journal::RemoveMount { path: request.path })).await?;
+        Ok(Done {})
+    }
+
+    async fn load_metadata_inner(&self, request: LoadMetadataRequest) -> Result<mpsc::Receiver<LoadMetadataResponse>> {
+        let who = self.0.who(request.caller.as_ref())?;
+        let path = AbsPath::parse(&request.path)?;
+        self.0.syncer.resolve(&self.0, &who, &path).await?.found(&path)?;
+        let (sender, receiver) = mpsc::channel(LIST_QUEUE);
+        let core = self.0.clone();
+        tokio::spawn(async move { mount::load_metadata(&core, &who, path, request.recursive, request.only_check, &sender).await });
+        Ok(receiver)
+    }
+
+    async fn set_path_config_inner(&self, request: SetPathConfigRequest) -> Result<Done> {
+        self.resolve(request.caller.as_ref(), &request.path).await?;
+        let op = journal::SetPathConfig { path: request.path, set: request.set, unset: request.unset };
+        self.0.change(request.caller.as_ref(), Op::SetPathConfig(op)).await?;
+        Ok(Done {})
+    }
+
+    /// Paths with settings of their own that the caller may know of.
+    fn list_path_config_inner(&self, request: &ListPathConfigRequest) -> Result<ListPathConfigResponse> {
+        let who = self.0.who(request.caller.as_ref())?;
+        let (mut paths, mut after) = (Vec::new(), 0);
+        loop {
+            let ids = self.0.store.view().indexed(Cf::PathConfig, after, LIST_BATCH_ENTRIES)?;
+            let Some(last) = ids.last() else { break };
+            after = last.get();
+            for id in &ids {
+                let (path, _, status) = self.status_by_id(id.get())?;
+                let walk = namespace::walk(&self.0.store.view(), &path)?;
+                if namespace::check_traverse(&who, &walk, &path).is_ok() {
+                    paths.push(status);
+                }
+            }
+        }
+        paths.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(ListPathConfigResponse { paths })
+    }
+
+    async fn start_job_inner(&self, request: StartJobRequest) -> Result<StartJobResponse> {
+        let job = request.job.ok_or_else(|| err!(InvalidArgument, "a job without a word"))?;
+        let job_id = self.0.jobs.start(&self.0, request.caller.as_ref(), job).await?;
+        Ok(StartJobResponse { job_id })
+    }
+
+    fn list_jobs_inner(&self, request: &ListJobsRequest) -> Result<ListJobsResponse> {
+        self.0.who(request.caller.as_ref())?;
+        Ok(ListJobsResponse { jobs: self.0.jobs.list(&self.0, request.job_id)? })
+    }
+
+    async fn cancel_job_inner(&self, request: CancelJobRequest) -> Result<Done> {
+        let who = self.0.who(request.caller.as_ref())?;
+        self.0.jobs.cancel(&self.0, &who, request.job_id).await?;
         Ok(Done {})
     }
 
@@ -424,6 +533,7 @@ fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
 #[tonic::async_trait]
 impl FileSystem for Service {
     type ListStream = Pin<Box<dyn Stream<Item = Result<ListResponse, Status>> + Send>>;
+    type LoadMetadataStream = Pin<Box<dyn Stream<Item = Result<LoadMetadataResponse, Status>> + Send>>;
 
     async fn get_status(&self, r: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         answer(self.get_status_inner(r.into_inner()).await)
@@ -469,6 +579,28 @@ impl FileSystem for Service {
     }
     async fn unmount(&self, r: Request<UnmountRequest>) -> Result<Response<Done>, Status> {
         answer(self.unmount_inner(r.into_inner()).await)
+    }
+    async fn update_mount(&self, r: Request<UpdateMountRequest>) -> Result<Response<Done>, Status> {
+        answer(mounts::change(&self.0, r.into_inner()).await)
+    }
+    async fn load_metadata(&self, r: Request<LoadMetadataRequest>) -> Result<Response<Self::LoadMetadataStream>, Status> {
+        let told = self.load_metadata_inner(r.into_inner()).await;
+        answer(told.map(|receiver| Box::pin(ReceiverStream::new(receiver).map(Ok)) as Self::LoadMetadataStream))
+    }
+    async fn set_path_config(&self, r: Request<SetPathConfigRequest>) -> Result<Response<Done>, Status> {
+        answer(self.set_path_config_inner(r.into_inner()).await)
+    }
+    async fn list_path_config(&self, r: Request<ListPathConfigRequest>) -> Result<Response<ListPathConfigResponse>, Status> {
+        answer(self.list_path_config_inner(r.get_ref()))
+    }
+    async fn start_job(&self, r: Request<StartJobRequest>) -> Result<Response<StartJobResponse>, Status> {
+        answer(self.start_job_inner(r.into_inner()).await)
+    }
+    async fn list_jobs(&self, r: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+        answer(self.list_jobs_inner(r.get_ref()))
+    }
+    async fn cancel_job(&self, r: Request<CancelJobRequest>) -> Result<Response<Done>, Status> {
+        answer(self.cancel_job_inner(r.into_inner()).await)
     }
     async fn list_mounts(&self, r: Request<ListMountsRequest>) -> Result<Response<ListMountsResponse>, Status> {
         answer(mounts::list(&self.0, r.get_ref()))

@@ -11,9 +11,11 @@ mod worker;
 use crate::core::{Core, Soft};
 use crate::driver::{self, PendingDriver};
 use crate::identity::Identity;
+use crate::job::Jobs;
 use crate::journal::Journal;
 use crate::metrics::ClusterMetrics;
 use crate::mount::{Syncer, raw, resolve};
+use crate::persist::{self, Persist};
 use crate::store::{Reader, Store};
 use crate::worker::TokenKeys;
 use forebay_common::config::{Config, MountConfig};
@@ -82,6 +84,8 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
         syncer: Syncer::default(),
         metrics: ClusterMetrics::default(),
         pending: PendingDriver::default(),
+        persist: Persist::default(),
+        jobs: Jobs::default(),
         started_ms: clock::now_ms(),
     });
     if config.security.allow_insecure_bind {
@@ -90,6 +94,8 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
     mount_root(&core).await?;
     mount_configured(&core, config).await?;
     let mut tasks = vec![tokio::spawn(driver::run(core.clone(), shutdown.clone())), tokio::spawn(driver::run_lives(core.clone(), shutdown.clone()))];
+    tasks.push(tokio::spawn(persist::run(core.clone(), shutdown.clone())));
+    core.jobs.resume(&core)?;
     let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)
         .add_service(FileSystemServer::new(file_system::Service(core.clone())))
@@ -102,7 +108,7 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
             tracing::error!(error = %e, "master RPC server ended");
         }
     }));
-    tasks.push(tokio::spawn(web::serve(web, shutdown)));
+    tasks.push(tokio::spawn(web::serve(web, core.clone(), shutdown)));
     tracing::info!(%rpc_addr, %web_addr, "master is up");
     Ok(MasterHandle { rpc_addr, web_addr, core, tasks, _lock: lock })
 }

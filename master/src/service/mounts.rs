@@ -5,7 +5,7 @@ use crate::mount::{MountOptions, raw};
 use crate::store::Reader;
 use forebay_common::{AbsPath, Result, err};
 use forebay_proto::journal::{self, command::Op};
-use forebay_proto::{Caller, ListMountsRequest, ListMountsResponse, MountPoint, store};
+use forebay_proto::{Caller, Done, ListMountsRequest, ListMountsResponse, MountPoint, UpdateMountRequest, store};
 use forebay_ufs::{UfsUri, UnderStore};
 use std::collections::HashMap;
 
@@ -29,6 +29,30 @@ pub async fn mount(core: &Core, caller: Option<&Caller>, path: &AbsPath, uri: &s
         Some(_) => core.change(caller, op).await.map(drop),
         None => core.own_change(op).await.map(drop),
     }
+}
+
+/// Changes some options of a mount, for a caller.
+pub async fn change(core: &Core, request: UpdateMountRequest) -> Result<Done> {
+    let who = core.who(request.caller.as_ref())?;
+    if !who.superuser {
+        return Err(err!(PermissionDenied, "user {} is not a superuser: only those change mounts", who.user));
+    }
+    let path = AbsPath::parse(&request.path)?;
+    let known = core.store.view().mounts()?.into_iter().find(|m| m.path == path.as_bytes());
+    let known = known.ok_or_else(|| err!(NotFound, "{path} is not a mount: `forebay fs mount` lists them"))?;
+    let mut options = known.options;
+    for name in &request.unset {
+        if options.remove(name).is_none() {
+            return Err(err!(InvalidArgument, "{path} has no option {name} that could be taken away"));
+        }
+    }
+    options.extend(request.set);
+    let uri = UfsUri::parse(&known.uri)?;
+    answering(core, &path, &uri, &options).await?;
+    let read_only = request.read_only.unwrap_or(known.read_only);
+    let op = Op::UpdateMount(journal::UpdateMount { path: raw(&path), read_only, options });
+    core.change(request.caller.as_ref(), op).await?;
+    Ok(Done {})
 }
 
 /// Gives a mount other options, once the store has answered to them.

@@ -89,7 +89,7 @@ pub fn write_target(
     new_blocks: Vec<u64>,
 ) -> Result<WriteTarget> {
     let source = match mount {
-        Some(mount) if inode.to_ufs => Some(UfsSource { mount_id: mount.id.get(), key, ..UfsSource::default() }),
+        Some(mount) if inode.to_ufs && !inode.asynchronous => Some(UfsSource { mount_id: mount.id.get(), key, ..UfsSource::default() }),
         _ => None,
     };
     let claims = Claims {

@@ -3,13 +3,17 @@
 use crate::block::tier_name;
 use crate::core::Core;
 use crate::mount::MountOptions;
+use crate::persist::PUBLISH_TTL_MS;
 use crate::store::Reader;
 use crate::worker::Orders;
 use forebay_common::{BlockId, InodeId, Result, WorkerId, clock, counter, err};
 use forebay_proto::convert::to_status;
-use forebay_proto::journal::{RenewLease, command::Op};
+use forebay_proto::journal::{BeginPublish, RenewLease, command::Op};
 use forebay_proto::worker_master_server::WorkerMaster;
-use forebay_proto::{HeartbeatRequest, HeartbeatResponse, HoldLeaseRequest, HoldLeaseResponse, KeyInfo, MountCredentials, RegisterRequest};
+use forebay_proto::{
+    BeginPublishRequest, BeginPublishResponse, FinishTasksRequest, FinishTasksResponse, HeartbeatRequest, HeartbeatResponse, HoldLeaseRequest,
+    HoldLeaseResponse, KeyInfo, MountCredentials, RegisterRequest, TakeTasksRequest, TakeTasksResponse,
+};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use tonic::{Request, Response, Status};
@@ -53,7 +57,7 @@ impl Service {
             pin_blocks: ids(pin),
             unpin_blocks: ids(unpin),
             leaving: core.soft.workers.is_leaving(worker),
-            copy_blocks: orders.copies,
+            settled_blocks: orders.settled,
         })
     }
 
@@ -86,6 +90,9 @@ impl Service {
             let pinned = any_pinned && view.inode(owner)?.is_some_and(|(_, inode)| inode.pinned);
             if pinned != block.pinned {
                 orders.pins.insert(id.get(), pinned);
+            }
+            if block.only_copy && view.inode(owner)?.is_some_and(|(_, inode)| inode.persisted) {
+                orders.settled.push(id.get());
             }
         }
         for file in &request.changed_files {
@@ -124,12 +131,39 @@ impl WorkerMaster for Service {
         let id = WorkerId(address.worker_id);
         tracing::info!(worker = %id, host = address.host, port = address.data_port, "worker registered");
         self.0.soft.blocks.remove_worker(id);
+        self.0.soft.tasks.forget_worker(id);
         self.0.soft.workers.register(&request, address);
         self.answer(id, false, Orders::default()).map(Response::new).map_err(|e| to_status(&e))
     }
 
     async fn hold_lease(&self, request: Request<HoldLeaseRequest>) -> Result<Response<HoldLeaseResponse>, Status> {
         self.hold(request.get_ref()).await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn begin_publish(&self, request: Request<BeginPublishRequest>) -> Result<Response<BeginPublishResponse>, Status> {
+        let r = request.into_inner();
+        self.admit(&r.cluster_secret).map_err(|e| to_status(&e))?;
+        let op = BeginPublish { file_id: r.file_id, content_version: r.content_version, mount_id: r.mount_id, key: r.key, ..BeginPublish::default() };
+        let reply = self.0.persist.begin(&self.0, WorkerId(r.worker_id), op).await.map_err(|e| to_status(&e))?;
+        Ok(Response::new(BeginPublishResponse { lease_id: reply.lease_id, remaining_ms: PUBLISH_TTL_MS }))
+    }
+
+    async fn take_tasks(&self, request: Request<TakeTasksRequest>) -> Result<Response<TakeTasksResponse>, Status> {
+        let r = request.into_inner();
+        self.admit(&r.cluster_secret).map_err(|e| to_status(&e))?;
+        let worker = WorkerId(r.worker_id);
+        if !self.0.soft.workers.is_incarnation(worker, r.incarnation) {
+            return Err(to_status(&err!(Unavailable, "register first")));
+        }
+        let tasks = self.0.soft.tasks.take(worker, r.room as usize, &r.running).await;
+        Ok(Response::new(TakeTasksResponse { tasks }))
+    }
+
+    async fn finish_tasks(&self, request: Request<FinishTasksRequest>) -> Result<Response<FinishTasksResponse>, Status> {
+        let r = request.into_inner();
+        self.admit(&r.cluster_secret).map_err(|e| to_status(&e))?;
+        self.0.soft.tasks.finish(WorkerId(r.worker_id), r.outcomes);
+        Ok(Response::new(FinishTasksResponse {}))
     }
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {

@@ -23,14 +23,37 @@ pub enum Cf {
     Client,
     /// (Unix milliseconds, inode id) -> nothing: what ends then.
     Ttl,
+    /// persist id -> `store::Persist`: files that are to get to their under store.
+    Persist,
+    /// inode id -> nothing: files that wish for copies.
+    Replicated,
+    /// inode id -> nothing: paths with settings of their own.
+    PathConfig,
+    /// job id -> `Job`.
+    Job,
     /// `store::Counters` and `store::Applied`.
     Meta,
 }
 
 impl Cf {
     /// All of them.
-    pub const ALL: [Cf; 11] =
-        [Cf::Dentry, Cf::Link, Cf::Block, Cf::Mount, Cf::Lease, Cf::Pending, Cf::Tombstone, Cf::Reply, Cf::Client, Cf::Ttl, Cf::Meta];
+    pub const ALL: [Cf; 15] = [
+        Cf::Dentry,
+        Cf::Link,
+        Cf::Block,
+        Cf::Mount,
+        Cf::Lease,
+        Cf::Pending,
+        Cf::Tombstone,
+        Cf::Reply,
+        Cf::Client,
+        Cf::Ttl,
+        Cf::Persist,
+        Cf::Replicated,
+        Cf::PathConfig,
+        Cf::Job,
+        Cf::Meta,
+    ];
 
     /// The name on disk.
     pub const fn name(self) -> &'static str {
@@ -45,6 +68,10 @@ impl Cf {
             Cf::Reply => "reply",
             Cf::Client => "client",
             Cf::Ttl => "ttl",
+            Cf::Persist => "persist",
+            Cf::Replicated => "replicated",
+            Cf::PathConfig => "path_config",
+            Cf::Job => "job",
             Cf::Meta => "meta",
         }
     }

@@ -2,7 +2,8 @@
 
 use super::{Cf, LEAVING_PREFIX, Store, dentry_key, id_key, rocks};
 use forebay_common::{BlockId, InodeId, MountId, Result, WorkerId, err};
-use forebay_proto::store::{Counters, Inode, Lease, Link, Mount, Pending};
+use forebay_proto::Job;
+use forebay_proto::store::{Counters, Inode, Lease, Link, Mount, Pending, Persist};
 use prost::Message;
 use rocksdb::{Direction, IteratorMode, ReadOptions, SnapshotWithThreadMode};
 
@@ -43,6 +44,11 @@ pub trait Reader {
         let inode =
             self.child(InodeId(link.parent_id), &link.name)?.ok_or_else(|| err!(Corrupt, "inode {id} has a link to an entry that is not there"))?;
         Ok(Some((link, inode)))
+    }
+
+    /// An inode by id, the root among them.
+    fn inode_or_root(&self, id: InodeId) -> Result<Option<Inode>> {
+        if id == InodeId::ROOT { self.root().map(Some) } else { Ok(self.inode(id)?.map(|(_, inode)| inode)) }
     }
 
     /// Children in the order of names.
@@ -95,6 +101,23 @@ pub trait Reader {
         let rows = self.scan(Cf::Ttl, b"", None, limit)?;
         let due = rows.iter().filter(|(key, _)| key.len() == 16).map(|(key, _)| (number(&key[..8]), InodeId(number(&key[8..]))));
         Ok(due.take_while(|(at, _)| *at <= now_ms).collect())
+    }
+
+    /// Files that are to get to their under store, oldest first, strictly after record `after`, at most `limit`.
+    fn persists(&self, after: u64, limit: usize) -> Result<Vec<Persist>> {
+        let rows = self.scan(Cf::Persist, b"", Some(&id_key(after)), limit)?;
+        rows.iter().map(|(key, raw)| decode(Cf::Persist, key, raw)).collect()
+    }
+
+    /// Inodes of an index of them, strictly after `after`, at most `limit`.
+    fn indexed(&self, cf: Cf, after: u64, limit: usize) -> Result<Vec<InodeId>> {
+        let rows = self.scan(cf, b"", Some(&id_key(after)), limit)?;
+        Ok(rows.iter().filter_map(|(key, _)| Some(InodeId(u64::from_be_bytes(key.as_slice().try_into().ok()?)))).collect())
+    }
+
+    /// All jobs, oldest first.
+    fn jobs(&self) -> Result<Vec<Job>> {
+        self.all(Cf::Job)
     }
 
     /// Workers that are to leave.

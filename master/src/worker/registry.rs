@@ -1,16 +1,14 @@
 //! Workers by heartbeat. Soft state: a master that restarts learns it again within a heartbeat.
 
 use forebay_common::{BlockId, WorkerId, clock};
-use forebay_proto::{CopyBlock, HeartbeatRequest, NamedValue, RegisterRequest, TierUsage, WorkerAddress, WorkerReport};
-use std::collections::{HashMap, VecDeque};
+use forebay_proto::{HeartbeatRequest, NamedValue, RegisterRequest, TierUsage, WorkerAddress, WorkerReport};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 /// Deletions, and pins, sent with one heartbeat.
 const DELETES_PER_HEARTBEAT: usize = 10_000;
-/// Blocks to be taken over, sent with one heartbeat.
-const COPIES_PER_HEARTBEAT: usize = 64;
 
 struct Worker {
     address: WorkerAddress,
@@ -25,7 +23,8 @@ struct Worker {
     pins: HashMap<u64, bool>,
     counters: HashMap<String, u64>,
     lost: bool,
-    copies: HashMap<u64, CopyBlock>,
+    /// Blocks whose bytes are in an under store by now.
+    settled: HashSet<u64>,
     all_told: bool,
 }
 
@@ -56,8 +55,8 @@ pub struct Orders {
     pub deletes: Vec<u64>,
     /// Blocks to pin, or to let go.
     pub pins: HashMap<u64, bool>,
-    /// Blocks to take over.
-    pub copies: Vec<CopyBlock>,
+    /// Blocks that may be evicted from now on.
+    pub settled: Vec<u64>,
     /// What the worker's counters have grown by.
     pub increments: Vec<NamedValue>,
 }
@@ -86,7 +85,7 @@ impl Registry {
             pins: HashMap::new(),
             counters,
             lost: false,
-            copies: HashMap::new(),
+            settled: HashSet::new(),
             all_told: false,
         };
         self.workers.write().unwrap_or_else(|e| e.into_inner()).insert(id, worker);
@@ -114,9 +113,9 @@ impl Registry {
         let count = worker.deletes.len().min(DELETES_PER_HEARTBEAT);
         let pinned: Vec<u64> = worker.pins.keys().take(DELETES_PER_HEARTBEAT).copied().collect();
         let pins = pinned.into_iter().filter_map(|id| worker.pins.remove_entry(&id)).collect();
-        let copied: Vec<u64> = worker.copies.keys().take(COPIES_PER_HEARTBEAT).copied().collect();
-        let copies = copied.into_iter().filter_map(|id| worker.copies.remove(&id)).collect();
-        Some(Orders { deletes: worker.deletes.drain(..count).collect(), pins, copies, increments })
+        let settled: Vec<u64> = worker.settled.iter().take(DELETES_PER_HEARTBEAT).copied().collect();
+        let settled = settled.into_iter().filter(|id| worker.settled.remove(id)).collect();
+        Some(Orders { deletes: worker.deletes.drain(..count).collect(), pins, settled, increments })
     }
 
     fn leaving(&self) -> RwLockReadGuard<'_, HashMap<WorkerId, Leaving>> {
@@ -163,10 +162,16 @@ impl Registry {
         leaving.left && !before
     }
 
-    /// Has a worker take over a block.
-    pub fn queue_copy(&self, worker: WorkerId, copy: CopyBlock) {
+    /// Whether a worker is known, and not lost, as this start of its process.
+    pub fn is_incarnation(&self, worker: WorkerId, incarnation: u64) -> bool {
+        let workers = self.workers.read().unwrap_or_else(|e| e.into_inner());
+        workers.get(&worker).is_some_and(|w| !w.lost && w.incarnation == incarnation)
+    }
+
+    /// Has a worker know that a block's bytes are in an under store.
+    pub fn queue_settled(&self, worker: WorkerId, block: BlockId) {
         if let Some(worker) = self.workers.write().unwrap_or_else(|e| e.into_inner()).get_mut(&worker) {
-            worker.copies.insert(copy.block_id, copy);
+            worker.settled.insert(block.get());
         }
     }
 

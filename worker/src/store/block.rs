@@ -23,6 +23,8 @@ pub struct Block {
     charged_bytes: AtomicU64,
     grants: AtomicU32,
     pinned: AtomicBool,
+    /// Its bytes got to an under store after it was made as their only copy.
+    settled: AtomicBool,
     heat: Mutex<(Instant, u32)>,
     share: Mutex<Option<Arc<Share>>>,
 }
@@ -38,6 +40,7 @@ impl Block {
             charged_bytes: AtomicU64::new(0),
             grants: AtomicU32::new(0),
             pinned: AtomicBool::new(false),
+            settled: AtomicBool::new(false),
             heat: Mutex::new((Instant::now(), 0)),
             share: Mutex::default(),
         })
@@ -45,7 +48,18 @@ impl Block {
 
     /// Whether its bytes are nowhere else.
     pub fn is_only_copy(&self) -> bool {
-        self.header.flags & FLAG_ONLY_COPY != 0
+        self.header.flags & FLAG_ONLY_COPY != 0 && !self.settled.load(Ordering::Acquire)
+    }
+
+    /// Its bytes are in an under store. Returns whether that is news.
+    pub fn settle(&self) -> bool {
+        self.is_only_copy() && !self.settled.swap(true, Ordering::AcqRel)
+    }
+
+    /// Its header as its files have it by now.
+    pub fn header_on_disk(&self) -> Header {
+        let flags = if self.is_only_copy() { self.header.flags } else { self.header.flags & !FLAG_ONLY_COPY };
+        Header { flags, ..self.header.clone() }
     }
 
     /// Its entry in an eviction policy; `None` for what must stay.

@@ -155,7 +155,9 @@ impl BlockFile {
             return Err(err!(Corrupt, "block {block} has pages beyond its end in its page map"));
         }
         let block = known.cloned().unwrap_or_else(|| Block::new(header.clone(), dir.clone()));
-        if block.header != header {
+        let same = |flags| Header { flags, ..header.clone() } == Header { flags, ..block.header.clone() };
+        // Whether it is the only copy may have changed; what it is has not.
+        if !same(0) || (header.flags | FLAG_ONLY_COPY) != (block.header.flags | FLAG_ONLY_COPY) {
             return Err(err!(Corrupt, "block {} has another header than it had", header.block));
         }
         Ok(BlockFile {
@@ -216,6 +218,14 @@ impl BlockFile {
             data,
             head,
         })
+    }
+
+    /// Writes down that its bytes are in an under store. A crash before leaves the block as it was: the master says it again.
+    pub fn write_settled(dir: &Dir, header: &Header) -> Result<()> {
+        let (_, head_path) = paths(dir.path(), header.block);
+        let head = File::options().write(true).open(&head_path).map_err(at(head_path.display()))?;
+        // One sector: it is there as a whole or not at all.
+        head.write_all_at(&header.encode(), 0).map_err(at("writing a header"))
     }
 
     /// Whether a page is here.

@@ -287,7 +287,7 @@ impl BlockStore {
         let id = block.header.block;
         let Some(from) = self.opened(block) else { return Ok(false) };
         super::remove_files(to, id);
-        let copy = BlockFile::create(to, block.header.clone()).inspect_err(|e| to.note_error(e))?;
+        let copy = BlockFile::create(to, block.header_on_disk()).inspect_err(|e| to.note_error(e))?;
         for page in (0..block.header.pages()).filter(|p| from.has_page(*p)) {
             let (offset, length) = block.header.page_span(page);
             let read = from.verify_range(offset, length).and_then(|()| from.bytes(offset, length));

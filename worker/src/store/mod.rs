@@ -85,6 +85,8 @@ pub struct Changed {
     pub tier: &'static str,
     /// Whether it is pinned here.
     pub pinned: bool,
+    /// Whether its bytes are nowhere else, as far as is known here.
+    pub only_copy: bool,
 }
 
 /// The store of one worker.
@@ -300,6 +302,11 @@ impl BlockStore {
         self.index.get(id).and_then(|block| self.opened(&block))
     }
 
+    /// `peek`, its header read now if it was not yet.
+    pub fn peek_read(&self, id: BlockId) -> Option<Arc<BlockFile>> {
+        self.find(id).and_then(|block| self.opened(&block))
+    }
+
     /// A folder for a new block: in the first tier that can ever hold it. Errors: `NoSpace` when none takes blocks.
     pub fn choose(&self, length: u64) -> Result<Arc<Dir>> {
         let fitting = self.tiers.iter().find_map(|tier| tier.choose(length));
@@ -318,14 +325,34 @@ impl BlockStore {
 
     /// The block, made empty when it is not here. Errors: `NoSpace`; `Busy` while an older one of its id is on the move.
     pub fn get_or_create(&self, header: Header) -> Result<Arc<BlockFile>> {
+        self.get_or_create_in(header, None)
+    }
+
+    /// `get_or_create` in a tier. One that is in another tier is dropped first, where its bytes are elsewhere.
+    pub fn get_or_create_in(&self, header: Header, medium: Option<Medium>) -> Result<Arc<BlockFile>> {
         let id = header.block;
-        if let Some(file) = self.get(id) {
-            return Ok(file);
+        let known = self.get(id);
+        if let Some(file) = &known
+            && (medium.is_none_or(|m| file.block.dir.medium() == m) || file.block.is_only_copy())
+        {
+            return Ok(file.clone());
         }
         if self.closed.load(Ordering::Acquire) {
             return Err(err!(NoSpace, "this worker is to leave: it keeps nothing new"));
         }
-        let dir = self.choose(header.length_bytes)?;
+        let dir = match medium {
+            None => self.choose(header.length_bytes)?,
+            Some(medium) => {
+                let tier = self.tiers.iter().find(|t| t.medium == medium);
+                let tier = tier.ok_or_else(|| err!(NoSpace, "this worker has no tier {}", medium.name()).with_retryable(false))?;
+                let chosen = tier.choose(header.length_bytes).cloned();
+                chosen.ok_or_else(|| err!(NoSpace, "no folder of tier {} takes a block of {} bytes", medium.name(), header.length_bytes))?
+            }
+        };
+        // In another tier: only now that there is a place in the right one.
+        if let Some(file) = known {
+            self.remove_if(&file.block, |b| !b.is_only_copy() && !b.is_pinned());
+        }
         let mut shard = self.index.shard(id);
         if let Some(block) = shard.get(&id).cloned() {
             drop(shard);
@@ -509,6 +536,23 @@ impl BlockStore {
         }
     }
 
+    /// Lets blocks be evicted whose bytes are in an under store by now.
+    pub fn settle(&self, id: BlockId) {
+        if self.find(id).is_none() {
+            return;
+        }
+        let shard = self.index.shard(id);
+        let Some(block) = shard.get(&id).filter(|block| block.settle()) else { return };
+        if let Err(e) = BlockFile::write_settled(&block.dir, &block.header_on_disk()) {
+            tracing::warn!(block = %id, error = %e, "a header still says that its block is the only copy");
+        }
+        self.note_changed(id);
+        if let Some(evictable) = block.evictable() {
+            block.dir.policy().insert(evictable);
+            block.share().iter().for_each(|share| share.insert(evictable));
+        }
+    }
+
     /// Ids of blocks as they leave.
     pub fn evictions(&self) -> broadcast::Receiver<BlockId> {
         self.evictions.subscribe()
@@ -538,8 +582,10 @@ impl BlockStore {
             taken
         };
         let state = |id| match self.index.get(id) {
-            Some(b) => Changed { id, cached_bytes: b.cached_bytes(), tier: b.dir.medium().name(), pinned: b.is_pinned() },
-            None => Changed { id, cached_bytes: 0, tier: self.tiers[0].medium.name(), pinned: false },
+            Some(b) => {
+                Changed { id, cached_bytes: b.cached_bytes(), tier: b.dir.medium().name(), pinned: b.is_pinned(), only_copy: b.is_only_copy() }
+            }
+            None => Changed { id, cached_bytes: 0, tier: self.tiers[0].medium.name(), pinned: false, only_copy: false },
         };
         taken.into_iter().map(state).collect()
     }

@@ -119,7 +119,8 @@ pub fn request(core: &Arc<Core>, block: Option<&Arc<BlockFile>>, target: &Target
                 out.push((page, None));
                 continue;
             }
-            if let Some(flight) = flights.get(&(target.block, page)) {
+            // One whose task died has no end to wait for.
+            if let Some(flight) = flights.get(&(target.block, page)).filter(|f| f.has_changed().is_ok() || f.borrow().settled) {
                 COALESCED.inc();
                 out.push((page, Some(Awaited(flight.clone()))));
                 continue;
@@ -193,12 +194,14 @@ async fn store_pages(core: &Arc<Core>, block: Arc<BlockFile>, slices: Vec<(usize
 }
 
 /// One range of the file, of the token's version. While a rename is on its way to the store the old key is tried too.
-async fn fetch(core: &Arc<Core>, source: &UfsSource, offset: u64, length: usize) -> Result<Bytes, Error> {
-    let _permit = core.fetcher.permits.acquire().await.map_err(|_| err!(Unavailable, "the worker is stopping"))?;
+pub async fn fetch(core: &Arc<Core>, source: &UfsSource, offset: u64, length: usize) -> Result<Bytes, Error> {
     let store = core.under_store(MountId(source.mount_id)).await?;
-    match store.read(&source.key, offset, length, &source.fingerprint).await {
+    // Before the permit: a mount that is held back must not hold back the others.
+    store.admit_read(&source.key, length).await?;
+    let _permit = core.fetcher.permits.acquire().await.map_err(|_| err!(Unavailable, "the worker is stopping"))?;
+    match store.read_admitted(&source.key, offset, length, &source.fingerprint).await {
         Err(e) if e.kind() == ErrorKind::NotFound && !source.previous_key.is_empty() => {
-            store.read(&source.previous_key, offset, length, &source.fingerprint).await
+            store.read_admitted(&source.previous_key, offset, length, &source.fingerprint).await
         }
         other => other,
     }

@@ -9,7 +9,7 @@
 mod block_writer;
 
 use crate::core::Core;
-use crate::master::{MASTER_ANSWER, MASTER_WAIT};
+use crate::master::{MASTER_ANSWER, MASTER_WAIT, Master};
 pub use block_writer::BlockWriter;
 use bytes::Bytes;
 use forebay_common::token::Claims;
@@ -163,34 +163,6 @@ impl FileWrite {
         }
     }
 
-    /// Publishes the object under the lease. While the lease is not known to hold, nothing is done about publishing; what was
-    /// on its way by then may still arrive.
-    async fn publish(&self, task: UfsTask) -> Result<UfsEntry> {
-        let (master, claims) = (&self.core.master, &self.claims);
-        let mut writer = task.settle().await?;
-        let published = async {
-            let mut held = master.hold_lease(claims.file_id, claims.lease_id, Instant::now() + MASTER_WAIT).await?;
-            let mut close = std::pin::pin!(writer.close());
-            loop {
-                let remaining = held.saturating_duration_since(Instant::now());
-                // The lease is looked at first: a worker that was stopped for a while goes on only after asking again.
-                tokio::select! {
-                    biased;
-                    () = tokio::time::sleep(remaining / 2), if !remaining.is_zero() => {}
-                    published = &mut close, if !remaining.is_zero() => return published,
-                    else => {}
-                }
-                held = master.hold_lease(claims.file_id, claims.lease_id, held.max(Instant::now() + MASTER_ANSWER)).await?;
-            }
-        };
-        let published = published.await;
-        if published.is_err() {
-            UNPUBLISHED.inc();
-            writer.abort().await;
-        }
-        published
-    }
-
     /// Seals the last block, publishes the object, and says what was written. Errors: nothing stays then.
     pub async fn commit(mut self, length: u64) -> Result<Committed> {
         if length != self.length {
@@ -199,7 +171,7 @@ impl FileWrite {
         self.seal().await?;
         let mut fingerprint = String::new();
         if let Some(task) = self.ufs.take() {
-            let entry = self.publish(task).await?;
+            let entry = publish(&self.core.master, self.claims.file_id, self.claims.lease_id, task.settle().await?).await?;
             if entry.length != length {
                 return Err(err!(UnderStore, "the under store holds {} bytes instead of {length}", entry.length));
             }
@@ -230,6 +202,32 @@ impl Drop for FileWrite {
             });
         }
     }
+}
+
+/// Publishes an object under a lease. While the lease is not known to hold, nothing is done about publishing; what was on its way
+/// by then may still arrive.
+pub async fn publish(master: &Master, file_id: u64, lease_id: u64, mut writer: UfsWriter) -> Result<UfsEntry> {
+    let published = async {
+        let mut held = master.hold_lease(file_id, lease_id, Instant::now() + MASTER_WAIT).await?;
+        let mut close = std::pin::pin!(writer.close());
+        loop {
+            let remaining = held.saturating_duration_since(Instant::now());
+            // The lease is looked at first: a worker that was stopped for a while goes on only after asking again.
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep(remaining / 2), if !remaining.is_zero() => {}
+                published = &mut close, if !remaining.is_zero() => return published,
+                else => {}
+            }
+            held = master.hold_lease(file_id, lease_id, held.max(Instant::now() + MASTER_ANSWER)).await?;
+        }
+    };
+    let published = published.await;
+    if published.is_err() {
+        UNPUBLISHED.inc();
+        writer.abort().await;
+    }
+    published
 }
 
 impl UfsTask {

@@ -1,0 +1,184 @@
+//! `copy`: files and folders to another place, within a mount or between mounts, the bytes moved by the workers. With `move` the
+//! source goes when all of it has arrived.
+//!
+//! Each file is created under a lease, written to its under store by a worker from wherever its bytes are, and completed: nobody
+//! sees half a file. A file that is there already and was written by this very job is left alone.
+
+use super::{Done, Running, each};
+use crate::core::Core;
+use crate::mount::raw;
+use crate::namespace::{self, READ, Who};
+use crate::source;
+use crate::store::Reader;
+use forebay_common::token::UfsSource;
+use forebay_common::{AbsPath, ErrorKind, InodeId, Result, err};
+use forebay_proto::WriteOut;
+use forebay_proto::journal::{self, command::Op};
+use forebay_proto::store::Inode;
+use forebay_proto::task::What;
+use futures::FutureExt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Files on their way at once, per worker.
+const FILES_PER_WORKER: usize = 16;
+
+pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
+    let (top, target, moves) = {
+        let job = running.job();
+        (AbsPath::parse(&job.paths[0])?, AbsPath::parse(&job.target)?, job.r#move)
+    };
+    if target.starts_with(&top) {
+        return Err(err!(InvalidArgument, "{top} cannot be copied below itself"));
+    }
+    if !core.syncer.resolve(core, &running.who, &top).await?.walk.is_complete() {
+        return Err(err!(NotFound, "{top} does not exist"));
+    }
+    let permits = Arc::new(Semaphore::new(FILES_PER_WORKER * core.soft.workers.live().len().max(1)));
+    let depth = top.components().count();
+    each(core, running, true, |path, inode| {
+        let (core, running, permits, target) = (core.clone(), running.clone(), permits.clone(), target.clone());
+        async move {
+            let at = path.components().skip(depth).try_fold(target, |at, name| at.join(name))?;
+            if inode.folder {
+                return folder(&core, &running.who, &at, &inode).await;
+            }
+            let _permit = permits.acquire().await;
+            file(&core, &running, path, inode, at).await
+        }
+        .boxed()
+    })
+    .await?;
+    // An empty folder alone has no entry below it that would have made it.
+    let resolved = core.syncer.resolve(core, &running.who, &top).await?;
+    if let Ok(found) = resolved.found(&top)
+        && found.inode.folder
+    {
+        folder(core, &running.who, &target, &found.inode).await?;
+    }
+    if moves && running.job().files_failed == 0 {
+        let op = journal::Delete { path: raw(&top), recursive: true };
+        let reply = core.change_as(&running.who, Op::Delete(op)).await?;
+        if reply.pending_id > 0 {
+            core.pending.wait(core, reply.pending_id, None, Duration::from_secs(3600)).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn folder(core: &Arc<Core>, who: &Who, path: &AbsPath, like: &Inode) -> Result<Done> {
+    let resolved = core.syncer.resolve(core, who, path).await?;
+    if !resolved.walk.is_complete() {
+        namespace::check_folder_of(who, &resolved.walk.deepest().inode, path)?;
+        if let Some(mount) = resolved.mount.as_ref().filter(|m| !m.read_only) {
+            mount.ufs.mkdir(&resolved.walk.ufs_key(path)).await?;
+        }
+    }
+    let op = journal::Mkdir { path: raw(path), recursive: true, exist_ok: true, mode: like.mode, later: false };
+    core.change_as(who, Op::Mkdir(op)).await?;
+    Ok(Done::Nothing)
+}
+
+async fn file(core: &Arc<Core>, running: &Running, path: AbsPath, inode: Inode, target: AbsPath) -> Result<Done> {
+    let who = &running.who;
+    namespace::check(who, &inode, READ, &path)?;
+    if !inode.completed {
+        return Err(err!(Busy, "{path} is still being written"));
+    }
+    let (overwrite, created_ms) = {
+        let job = running.job();
+        (job.overwrite, job.created_ms)
+    };
+    let resolved = core.syncer.resolve(core, who, &target).await?;
+    if let Ok(found) = resolved.found(&target) {
+        let ours =
+            found.inode.completed && found.inode.created_ms >= created_ms && found.inode.length == inode.length && found.inode.owner == who.user;
+        if ours && !found.inode.folder {
+            return Ok(Done::Nothing);
+        }
+        if !overwrite {
+            return Err(err!(AlreadyExists, "{target} exists already: use --force to replace it"));
+        }
+    }
+    let Some(mount) = resolved.mount.clone() else { return Err(err!(InvalidArgument, "{target} lies in no mount")) };
+    running.bandwidth.take(inode.length).await;
+    let (_, ufs) = read_source(core, &inode)?;
+    let (holder, _) = source::holder_of_most(core, &inode);
+    let live = core.soft.workers.live();
+    let worker = holder.filter(|w| !w.leaving).or_else(|| live.into_iter().filter(|w| !w.leaving).max_by_key(|w| w.free_bytes));
+    let worker = worker.ok_or_else(|| err!(Unavailable, "no worker is there to copy with"))?;
+    let create = journal::Create {
+        path: raw(&target),
+        overwrite,
+        recursive: true,
+        mode: inode.mode,
+        block_size_bytes: mount.options.block_size_bytes,
+        page_size_bytes: mount.options.page_size_bytes,
+        to_ufs: true,
+        cached: false,
+        lease_ttl_ms: core.config.lease_ttl_ms,
+        worker_id: worker.id.get(),
+        ..journal::Create::default()
+    };
+    let made = core.change_as(who, Op::Create(create)).await?;
+    let written = write_out(core, &inode, ufs, worker.id, mount.id.get(), resolved.walk.ufs_key(&target), made.file_id, made.lease_id).await;
+    let fingerprint = match written {
+        Ok(fingerprint) => fingerprint,
+        Err(e) => {
+            let abandon = journal::Abandon { file_id: made.file_id, lease_id: made.lease_id, expired_only: false };
+            let _ = core.change_as(who, Op::Abandon(abandon)).await;
+            return Err(e);
+        }
+    };
+    let complete =
+        journal::Complete { file_id: made.file_id, lease_id: made.lease_id, length: inode.length, fingerprint, ..journal::Complete::default() };
+    core.change_as(who, Op::Complete(complete)).await?;
+    core.syncer.note_looked(InodeId(made.file_id));
+    Ok(Done::Did(inode.length))
+}
+
+/// Where a file's bytes are in its under store, if they are.
+fn read_source(core: &Core, inode: &Inode) -> Result<(AbsPath, Option<UfsSource>)> {
+    let view = core.store.view();
+    let path = view.path_of(InodeId(inode.id))?;
+    let walk = namespace::walk(&view, &path)?;
+    let Some((mount_id, _)) = walk.mount.filter(|_| inode.persisted) else { return Ok((path, None)) };
+    let key = walk.ufs_key(&path);
+    let previous_key = crate::mount::previous_key(&view, walk.mount, &key)?;
+    Ok((path, Some(UfsSource { mount_id: mount_id.get(), key, fingerprint: inode.fingerprint.clone(), previous_key })))
+}
+
+/// Has a worker write the bytes out, and keeps the lease alive meanwhile.
+#[allow(clippy::too_many_arguments, reason = "what is written, by whom, where and under which lease")]
+async fn write_out(
+    core: &Arc<Core>,
+    inode: &Inode,
+    ufs: Option<UfsSource>,
+    worker: forebay_common::WorkerId,
+    mount_id: u64,
+    key: Vec<u8>,
+    file_id: u64,
+    lease_id: u64,
+) -> Result<String> {
+    let from = source::file_bytes(core, inode, ufs, worker)?;
+    let write = WriteOut { from: Some(from), mount_id, key: key.into(), file_id, lease_id, content_version: 0 };
+    let mut outcome = std::pin::pin!(core.soft.tasks.submit(worker, What::WriteOut(write)).outcome());
+    loop {
+        tokio::select! {
+            done = &mut outcome => {
+                let done = done?;
+                if done.lease_id != lease_id {
+                    return Err(err!(Internal, "a worker answered for another file than the one that was copied"));
+                }
+                return Ok(done.fingerprint);
+            }
+            () = tokio::time::sleep(Duration::from_millis(core.config.lease_ttl_ms / 3)) => {
+                match core.own_change(Op::RenewLease(journal::RenewLease { lease_ids: vec![lease_id] })).await {
+                    Err(e) if e.kind() != ErrorKind::Expired => tracing::warn!(error = %e, "the lease of a copy was not renewed"),
+                    _ => {}
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Where a worker gets the bytes of a file from: its own blocks, other workers' (with a token for each), the under store.
+//!
+//! Called by whatever submits tasks.
+
+use crate::core::Core;
+use crate::namespace::{self, block_ids, block_runs, blocks_for};
+use crate::store::Reader;
+use crate::worker::WorkerView;
+use forebay_common::token::{self, Claims, UfsSource};
+use forebay_common::{BlockId, InodeId, Result, WorkerId, clock};
+use forebay_proto::store::Inode;
+use forebay_proto::{BlockSource, CopyBlock, FileBytes};
+
+/// Length of the block at a position of a file.
+pub fn block_length(inode: &Inode, index: u64) -> u64 {
+    inode.block_size_bytes.min(inode.length.saturating_sub(index * inode.block_size_bytes))
+}
+
+/// Live workers that have a block whole, those that stay first.
+pub fn whole_on(core: &Core, live: &[WorkerView], block: BlockId, length: u64) -> Vec<WorkerId> {
+    let mut whole: Vec<(bool, WorkerId)> = core
+        .soft
+        .blocks
+        .holders(block)
+        .iter()
+        .filter(|h| h.cached_bytes >= length)
+        .filter_map(|h| live.iter().find(|w| w.id == h.worker).map(|w| (w.leaving, w.id)))
+        .collect();
+    whole.sort_unstable();
+    whole.into_iter().map(|(_, id)| id).collect()
+}
+
+/// A block at a worker, with a token to read it there.
+pub fn block_source(core: &Core, inode: &Inode, block: BlockId, holder: &WorkerView) -> Result<BlockSource> {
+    let claims = Claims {
+        file_id: inode.id,
+        blocks: block_runs(inode),
+        block_size_bytes: inode.block_size_bytes,
+        length_bytes: inode.length,
+        page_size_bytes: inode.page_size_bytes,
+        rights: token::READ,
+        principal: core.own_identity().user,
+        worker_id: holder.id.get(),
+        expires_at_ms: clock::now_ms() + core.config.token_ttl_ms,
+        ..Claims::default()
+    };
+    Ok(BlockSource { block_id: block.get(), worker: Some(holder.address.clone()), token: core.keys.sign(&claims)?.into() })
+}
+
+/// The order to copy a block from a worker that has it whole.
+pub fn copy_order(core: &Core, inode: &Inode, block: BlockId, length: u64, holder: &WorkerView) -> Result<CopyBlock> {
+    let view = core.store.view();
+    let path = view.path_of(InodeId(inode.id))?;
+    // Whose share of the worker it counts in.
+    let mount_id = namespace::walk(&view, &path)?.mount.map_or(0, |(id, _)| id.get());
+    let source = block_source(core, inode, block, holder)?;
+    Ok(CopyBlock {
+        block_id: block.get(),
+        file_id: inode.id,
+        length,
+        page_size_bytes: inode.page_size_bytes,
+        source: source.worker,
+        token: source.token,
+        only_copy: !inode.persisted,
+        mount_id,
+    })
+}
+
+/// A file for a worker that is to read all of it. What `reader` has whole itself is not named.
+pub fn file_bytes(core: &Core, inode: &Inode, ufs: Option<UfsSource>, reader: WorkerId) -> Result<FileBytes> {
+    let live = core.soft.workers.live();
+    let mut sources = Vec::new();
+    for (i, block) in block_ids(inode).enumerate() {
+        let whole = whole_on(core, &live, block, block_length(inode, i as u64));
+        if !whole.contains(&reader)
+            && let Some(holder) = whole.first().and_then(|id| live.iter().find(|w| w.id == *id))
+        {
+            sources.push(block_source(core, inode, block, holder)?);
+        }
+    }
+    let ufs = ufs.unwrap_or_default();
+    Ok(FileBytes {
+        file_id: inode.id,
+        length: inode.length,
+        block_size_bytes: inode.block_size_bytes,
+        page_size_bytes: inode.page_size_bytes,
+        runs: inode.block_runs.clone(),
+        mount_id: ufs.mount_id,
+        key: ufs.key.into(),
+        previous_key: ufs.previous_key.into(),
+        fingerprint: ufs.fingerprint,
+        sources,
+    })
+}
+
+/// The live worker that has most of a file's blocks whole, and the fewest copies that any block has.
+pub fn holder_of_most(core: &Core, inode: &Inode) -> (Option<WorkerView>, usize) {
+    let live = core.soft.workers.live();
+    let mut counts: Vec<(usize, WorkerId)> = live.iter().map(|w| (0, w.id)).collect();
+    let mut fewest = usize::MAX;
+    for (i, block) in block_ids(inode).enumerate() {
+        let whole = whole_on(core, &live, block, block_length(inode, i as u64));
+        fewest = fewest.min(whole.len());
+        counts.iter_mut().filter(|(_, id)| whole.contains(id)).for_each(|(n, _)| *n += 1);
+    }
+    if blocks_for(inode.length, inode.block_size_bytes) == 0 {
+        fewest = 1;
+    }
+    let best = counts.into_iter().max().and_then(|(_, id)| live.into_iter().find(|w| w.id == id));
+    (best, fewest)
+}
