@@ -207,6 +207,10 @@ async fn attempt(core: &Arc<Core>, record: &Pending) -> Result<Option<(String, S
         let gone = core.store.view().mount(MountId(record.mount_id))?.is_none();
         Err(if gone { e } else { err!(UnderStore, "{}", e.message()) })
     })?;
+    // It was acknowledged: the operator's word postpones it.
+    if mount.options.ufs.get("ufs_mode").is_some_and(|mode| mode == "readOnly") {
+        return Err(err!(UnderStore, "an operator has set the under store of {} to readOnly", mount.path));
+    }
     if record.kind == "delete" {
         mount.ufs.delete(&record.source_key, record.folder).await?;
         return Ok(None);
@@ -241,7 +245,7 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
         for worker in core.soft.workers.expire(Duration::from_millis(core.config.worker_timeout_ms)) {
             tracing::warn!(%worker, "worker is lost: no heartbeat within master.worker_timeout_ms");
             core.soft.blocks.remove_worker(worker);
-            core.soft.tasks.forget_worker(worker);
+            core.soft.tasks.forget_worker(worker, true);
             core.soft.replicas_dirty.store(true, Ordering::Relaxed);
             core.persist.wake();
         }

@@ -31,6 +31,8 @@ const ACTIVE_PER_WORKER: usize = 16;
 const LOOKED_AT: usize = 256;
 /// How long a lease to publish holds without a word of its worker.
 pub const PUBLISH_TTL_MS: u64 = 10_000;
+/// A file that is not due is looked at again after this time at the latest: its mount may get other options.
+const DUE_AGAIN: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A file whose blocks no live worker has is looked at again after this time.
@@ -209,12 +211,16 @@ impl Persist {
         }
     }
 
-    fn ended(&self, record: &Record, done: Result<()>) {
+    fn ended(&self, record: &Record, done: Result<Option<Duration>>) {
         let mut state = self.lock();
         state.active.remove(&record.id);
         ACTIVE.set(state.active.len() as i64);
         match done {
-            Ok(()) => {
+            Ok(Some(wait)) => {
+                let until = Instant::now() + wait.min(DUE_AGAIN);
+                state.waiting.insert(record.id, Waiting { until, backoff: BACKOFF_MIN, error: String::new() });
+            }
+            Ok(None) => {
                 PERSISTED.inc();
                 state.waiting.remove(&record.id);
                 // The store takes files again: the others need not wait on.
@@ -254,13 +260,17 @@ fn publishing_at(core: &Core, paths: &[&AbsPath]) -> Result<bool> {
     Ok(false)
 }
 
-/// Writes one file out. Errors: `NotFound` when no live worker has all of it; `Expired` or `Busy` when it is not its turn.
-async fn one(core: &Arc<Core>, record: &Record) -> Result<()> {
+/// Writes one file out; of one that is not due yet returns how long that is. Errors: `NotFound` when no live worker has all of it; `Expired` or `Busy` when it is not its turn.
+async fn one(core: &Arc<Core>, record: &Record) -> Result<Option<Duration>> {
     let id = InodeId(record.inode_id);
     let (worker, what, delay) = {
         let view = core.store.view();
-        let Some((_, inode)) = view.inode(id)?.filter(|(_, inode)| inode.persist_id == record.id) else { return Ok(()) };
+        let Some((_, inode)) = view.inode(id)?.filter(|(_, inode)| inode.persist_id == record.id) else { return Ok(None) };
         let path = view.path_of(id)?;
+        let now = clock::now_ms();
+        if view.lease(inode.lease_id)?.is_some_and(|lease| lease.expires_at_ms > now) {
+            return Err(err!(Busy, "an earlier publication of {path} may still be under way"));
+        }
         let walk = namespace::walk(&view, &path)?;
         let Some((mount_id, _)) = walk.mount else {
             return Err(err!(InvalidArgument, "{path} lies in no mount any more: move it into one"));
@@ -287,18 +297,17 @@ async fn one(core: &Arc<Core>, record: &Record) -> Result<()> {
         }
     };
     let (Some(worker), Some(write)) = (worker, what) else {
-        tokio::time::sleep(delay.min(Duration::from_millis(500))).await;
-        return Err(err!(Busy, "not due yet"));
+        return Ok(Some(delay));
     };
     let outcome = core.soft.tasks.submit(worker, What::WriteOut(write)).outcome().await?;
     let finish = FinishPersist { file_id: record.inode_id, lease_id: outcome.lease_id, fingerprint: outcome.fingerprint };
     match core.own_change(Op::FinishPersist(finish)).await {
         Ok(_) => {
             core.syncer.note_looked(id);
-            Ok(())
+            Ok(None)
         }
         // Deleted, or written out by somebody else, meanwhile.
-        Err(e) if e.kind() == ErrorKind::Expired && core.store.view().inode(id)?.is_none_or(|(_, inode)| inode.persist_id != record.id) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::Expired && core.store.view().inode(id)?.is_none_or(|(_, inode)| inode.persist_id != record.id) => Ok(None),
         Err(e) => Err(e),
     }
 }

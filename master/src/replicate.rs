@@ -168,7 +168,10 @@ pub fn load_order(core: &Core, id: InodeId, inode: &Inode, block: BlockId, worke
         key,
         fingerprint: inode.fingerprint.clone(),
     };
-    Ok(LoadBlock { file: Some(source::file_bytes(core, inode, Some(ufs), worker)?), block_id: block.get(), tier: String::new() })
+    let mut file = source::file_bytes(core, inode, Some(ufs), worker)?;
+    // It is fetched from the store.
+    file.sources.clear();
+    Ok(LoadBlock { file: Some(file), block_id: block.get(), tier: String::new() })
 }
 
 /// Copies of a file that is about to be acknowledged, before it is. `blocks` are its ids and lengths; all are on `first`.

@@ -7,7 +7,7 @@
 use forebay_common::{Error, Result, WorkerId, counter, err, gauge};
 use forebay_proto::task::What;
 use forebay_proto::{Task, TaskOutcome};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
@@ -42,11 +42,13 @@ struct Inner {
     next: u64,
     queues: HashMap<WorkerId, Queue>,
     open: HashMap<u64, Open>,
+    /// Workers that are lost: nothing is waited for from them.
+    gone: HashSet<WorkerId>,
 }
 
 impl Default for Inner {
     fn default() -> Self {
-        Inner { next: u64::from(rand::random::<u32>()) << 31, queues: HashMap::new(), open: HashMap::new() }
+        Inner { next: u64::from(rand::random::<u32>()) << 31, queues: HashMap::new(), open: HashMap::new(), gone: HashSet::new() }
     }
 }
 
@@ -76,6 +78,12 @@ impl Tasks {
         let mut inner = self.lock();
         inner.next += 1;
         let id = inner.next;
+        if inner.gone.contains(&worker) {
+            OPEN.dec();
+            LOST.inc();
+            let _ = outcome.send(Err(err!(Unavailable, "the worker that was to do this is lost")));
+            return Submitted(receiver);
+        }
         inner.open.insert(id, Open { worker, handed: 0, outcome });
         let queue = inner.queues.entry(worker).or_default();
         queue.waiting.push_back(Task { id, what: Some(what) });
@@ -141,8 +149,13 @@ impl Tasks {
     }
 
     /// A worker is lost, or began anew: it has none of its tasks.
-    pub fn forget_worker(&self, worker: WorkerId) {
+    pub fn forget_worker(&self, worker: WorkerId, lost: bool) {
         let mut inner = self.lock();
+        if lost {
+            inner.gone.insert(worker);
+        } else {
+            inner.gone.remove(&worker);
+        }
         if let Some(queue) = inner.queues.get_mut(&worker) {
             queue.waiting.clear();
         }
@@ -188,7 +201,9 @@ mod tests {
         // The second was lost on its way.
         let rest = tasks.take(worker, 2, &[]).await;
         assert_eq!(rest.len(), 1);
-        tasks.forget_worker(worker);
+        tasks.forget_worker(worker, true);
+        let late = tasks.submit(worker, load());
+        assert!(late.outcome().await.is_err(), "nothing is waited for from a worker that is lost");
         let mut outcomes = Vec::new();
         for s in submitted {
             outcomes.push(s.outcome().await.map(|o| o.bytes).map_err(|e| e.is_retryable()));

@@ -50,6 +50,10 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
         folder::make_missing(c, &walk, walk.missing.len() - 1, op.to_ufs && !op.asynchronous)?
     };
     c.check_no_tombstone(parent.id(), &name, &path)?;
+    // Published now it would be overwritten by what is still on its way here, or be in its way.
+    if op.to_ufs && !op.asynchronous {
+        persist::check_arrived(&*c.txn, &path)?;
+    }
     let mut inode = c.new_inode(&parent.inode, false, op.mode);
     inode.block_size_bytes = op.block_size_bytes;
     inode.page_size_bytes = op.page_size_bytes;

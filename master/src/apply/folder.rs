@@ -63,6 +63,11 @@ pub fn make_missing(c: &mut Context<'_, '_>, walk: &Walk, count: usize, persiste
     if !above.inode.folder {
         return Err(err!(NotADirectory, "{} is a file", String::from_utf8_lossy(&above.name)));
     }
+    if persisted && count > 0 {
+        // What is in the store has its folders there.
+        note_persisted(c, above.id())?;
+        above = Found { inode: as_it_stands(c, &above)?, ..above };
+    }
     for name in &walk.missing[..count] {
         let path = forebay_common::AbsPath::root().join(name)?;
         c.check_no_tombstone(above.id(), name, &path)?;
@@ -76,6 +81,11 @@ pub fn make_missing(c: &mut Context<'_, '_>, walk: &Walk, count: usize, persiste
     Ok(above)
 }
 
+/// A folder as it stands by now.
+fn as_it_stands(c: &Context<'_, '_>, found: &Found) -> Result<forebay_proto::store::Inode> {
+    c.txn.inode_or_root(found.id())?.ok_or_else(|| err!(NotFound, "the folder is gone"))
+}
+
 /// A file below is in the under store now, and so are the folders above it.
 pub fn note_persisted(c: &mut Context<'_, '_>, mut folder: InodeId) -> Result<()> {
     while folder != InodeId::ROOT {
@@ -84,6 +94,8 @@ pub fn note_persisted(c: &mut Context<'_, '_>, mut folder: InodeId) -> Result<()
             return Ok(());
         }
         inode.persisted = true;
+        // A look at the store that began before must not count.
+        inode.changed_index = c.change;
         folder = InodeId(link.parent_id);
         c.update(folder, &link.name, &inode);
     }

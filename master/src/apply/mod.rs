@@ -22,6 +22,7 @@ mod ttl;
 mod workers;
 
 pub use jobs::RUNNING;
+pub use persist::check_arrived;
 
 #[cfg(test)]
 mod tests;

@@ -71,15 +71,20 @@ pub fn begin(c: &mut Context<'_, '_>, op: &BeginPublish) -> Result<()> {
     if walk.mount.map_or(0, |(id, _)| id.get()) != op.mount_id || walk.ufs_key(&path) != op.key {
         return Err(gone());
     }
-    check_arrived(c, &path)?;
+    check_arrived(&*c.txn, &path)?;
     let parent = InodeId(link.parent_id);
     c.check_no_tombstone(parent, &link.name, &path)?;
-    // The same bytes under the same name once more: after a publication that failed, or whose outcome was lost.
-    let again = c.txn.lease(inode.lease_id)?.filter(|l| l.publishing).map(|l| l.id);
-    let lease_id = again.unwrap_or(c.counters.next_lease_id);
-    if again.is_none() {
-        c.counters.next_lease_id += 1;
+    // After a publication that failed, or whose outcome was lost: once nobody can be at it any more.
+    if let Some(lease) = c.txn.lease(inode.lease_id)?
+        && lease.expires_at_ms > c.now_ms()
+    {
+        return Err(err!(Busy, "an earlier publication of {path} may still be under way"));
     }
+    if inode.lease_id > 0 {
+        c.txn.delete_id(Cf::Lease, inode.lease_id);
+    }
+    let lease_id = c.counters.next_lease_id;
+    c.counters.next_lease_id += 1;
     let lease = Lease {
         id: lease_id,
         file_id: op.file_id,
@@ -101,8 +106,8 @@ pub fn begin(c: &mut Context<'_, '_>, op: &BeginPublish) -> Result<()> {
 }
 
 /// Errors: `Busy` while a folder above is on its way to another place in the store: what is put there now would be missed.
-fn check_arrived(c: &Context<'_, '_>, path: &AbsPath) -> Result<()> {
-    for pending in c.txn.pending()? {
+pub fn check_arrived<R: Reader>(reader: &R, path: &AbsPath) -> Result<()> {
+    for pending in reader.pending()? {
         if pending.kind == "rename" && path.starts_with(&AbsPath::parse(&pending.target_path)?) {
             return Err(err!(Busy, "a folder above {path} is on its way to its new place in the under store"));
         }

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::delete::{add_pending, check_no_mount_below, check_nothing_open, mount_of, remove_entry};
+use super::folder;
 use crate::namespace;
 use crate::store::{Cf, Reader, dentry_key, id_key};
 use forebay_common::{Result, err};
@@ -71,6 +72,10 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
     c.txn.put(Cf::Dentry, &dentry_key(below.id(), &name), &inode);
     c.txn.put(Cf::Link, &id_key(inode.id), &Link { parent_id: below.id().get(), name: name.clone().into() });
     c.note_removal(found.parent)?;
+    if persisted {
+        // What is in the store has its folders there.
+        folder::note_persisted(c, below.id())?;
+    }
     if persisted && let Some((mount_id, _)) = from.mount {
         let pending = Pending {
             mount_id: mount_id.get(),
@@ -95,6 +100,7 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
             mount_id: mount_id.get(),
             kind: "delete".into(),
             source_key: from.ufs_key(&source).into(),
+            folder: inode.folder,
             source_parent_id: found.parent.get(),
             source_name: found.name.clone().into(),
             ..Pending::default()

@@ -40,6 +40,9 @@ pub fn children(c: &mut Context<'_, '_>, op: &SyncChildren) -> Result<()> {
     for seen in &op.seen {
         if is_moving(&seen.name) { c.reply.skipped += 1 } else { one(c, op, &parent, seen)? }
     }
+    if !op.seen.is_empty() && parent.mount_id == 0 && parent_id != InodeId::ROOT {
+        super::folder::note_persisted(c, parent_id)?;
+    }
     for name in &op.gone {
         let full = if moving.is_empty() { None } else { Some(c.txn.path_of(parent_id)?.join(name)?) };
         let above_moving = full.is_some_and(|full| moving.iter().any(|(target, ..)| target.starts_with(&full)));
@@ -124,7 +127,7 @@ fn one(c: &mut Context<'_, '_>, op: &SyncChildren, parent: &Inode, seen: &Seen) 
                 return Ok(());
             }
             // A file became a folder or the other way round.
-            if remove(c, parent_id, &seen.name, old)? {
+            if remove(c, op, parent_id, &seen.name, old)? {
                 let inode = fresh(c, op, parent, seen)?;
                 c.insert(parent_id, &seen.name, &inode);
             }
@@ -139,11 +142,11 @@ fn gone(c: &mut Context<'_, '_>, op: &SyncChildren, parent_id: InodeId, name: &[
         c.reply.skipped += 1;
         return Ok(());
     }
-    remove(c, parent_id, name, old).map(drop)
+    remove(c, op, parent_id, name, old).map(drop)
 }
 
 /// Removes what the under store no longer has, unless something mounted, open or not persisted would go with it.
-fn remove(c: &mut Context<'_, '_>, parent_id: InodeId, name: &[u8], old: Inode) -> Result<bool> {
+fn remove(c: &mut Context<'_, '_>, op: &SyncChildren, parent_id: InodeId, name: &[u8], old: Inode) -> Result<bool> {
     if old.mount_id > 0 {
         return Ok(false);
     }
@@ -151,8 +154,13 @@ fn remove(c: &mut Context<'_, '_>, parent_id: InodeId, name: &[u8], old: Inode) 
         let mut folders = vec![InodeId(old.id)];
         while let Some(folder) = folders.pop() {
             for (_, child) in c.txn.children(folder, None, delete::RECURSION_MAX_ENTRIES)? {
-                if child.mount_id > 0 || child.lease_id > 0 || (!child.folder && !child.persisted) {
+                // Done here since the look began.
+                if child.changed_index > op.base_index {
                     c.reply.skipped += 1;
+                    return Ok(false);
+                }
+                // What only this cluster has keeps its folder.
+                if child.mount_id > 0 || child.lease_id > 0 || (!child.folder && !child.persisted) {
                     return Ok(false);
                 }
                 if child.folder {

@@ -17,12 +17,14 @@ use forebay_proto::journal::{self, command::Op};
 use forebay_proto::store::Inode;
 use forebay_proto::task::What;
 use futures::FutureExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// Files on their way at once, per worker.
 const FILES_PER_WORKER: usize = 16;
+/// How long one deletion waits for the under store.
+const STORE_FOLLOWS: Duration = Duration::from_secs(3_600);
 
 pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
     let (top, target, moves) = {
@@ -35,17 +37,26 @@ pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
     if !core.syncer.resolve(core, &running.who, &top).await?.walk.is_complete() {
         return Err(err!(NotFound, "{top} does not exist"));
     }
+    super::workers(core, 1).await?;
     let permits = Arc::new(Semaphore::new(FILES_PER_WORKER * core.soft.workers.live().len().max(1)));
     let depth = top.components().count();
+    // What was copied, as it was then.
+    let copied: Arc<Mutex<Vec<(AbsPath, Inode)>>> = Arc::default();
     each(core, running, true, |path, inode| {
-        let (core, running, permits, target) = (core.clone(), running.clone(), permits.clone(), target.clone());
+        let (core, running, permits, target, copied) = (core.clone(), running.clone(), permits.clone(), target.clone(), copied.clone());
         async move {
             let at = path.components().skip(depth).try_fold(target, |at, name| at.join(name))?;
-            if inode.folder {
-                return folder(&core, &running.who, &at, &inode).await;
+            let entry = (path.clone(), inode.clone());
+            let done = if inode.folder {
+                folder(&core, &running.who, &at, &inode).await?
+            } else {
+                let _permit = permits.acquire().await;
+                file(&core, &running, path, inode, at).await?
+            };
+            if moves {
+                copied.lock().unwrap_or_else(|e| e.into_inner()).push(entry);
             }
-            let _permit = permits.acquire().await;
-            file(&core, &running, path, inode, at).await
+            Ok(done)
         }
         .boxed()
     })
@@ -57,11 +68,41 @@ pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
     {
         folder(core, &running.who, &target, &found.inode).await?;
     }
-    if moves && running.job().files_failed == 0 {
-        let op = journal::Delete { path: raw(&top), recursive: true };
-        let reply = core.change_as(&running.who, Op::Delete(op)).await?;
-        if reply.pending_id > 0 {
-            core.pending.wait(core, reply.pending_id, None, Duration::from_secs(3600)).await?;
+    // Nothing goes unless every file that was found is there.
+    let whole = {
+        let job = running.job();
+        job.all_found && job.files_failed + job.files_partly == 0 && job.files_done == job.files_found
+    };
+    if moves && !whole {
+        return Err(err!(Unavailable, "not all of {top} was copied: nothing of it was deleted"));
+    }
+    if moves {
+        let mut copied = std::mem::take(&mut *copied.lock().unwrap_or_else(|e| e.into_inner()));
+        if let Some((_, top_inode)) = core.store.view().inode(InodeId(resolved.found(&top)?.inode.id))?
+            && top_inode.folder
+        {
+            copied.push((top.clone(), top_inode));
+        }
+        delete_copied(core, &running.who, copied).await?;
+    }
+    Ok(())
+}
+
+/// Deletes what was copied and is still what it was; folders last, and only those that are empty by then: what was written there
+/// meanwhile stays.
+async fn delete_copied(core: &Arc<Core>, who: &Who, mut copied: Vec<(AbsPath, Inode)>) -> Result<()> {
+    copied.sort_by_key(|(path, inode)| (inode.folder, std::cmp::Reverse(path.components().count())));
+    for (path, was) in copied {
+        let now = core.store.view().inode(InodeId(was.id))?.map(|(_, inode)| inode);
+        let same = now.is_some_and(|now| now.folder || (now.content_version == was.content_version && now.fingerprint == was.fingerprint));
+        if !same {
+            continue;
+        }
+        match core.change_as(who, Op::Delete(journal::Delete { path: raw(&path), recursive: false })).await {
+            Ok(reply) if reply.pending_id > 0 => core.pending.wait(core, reply.pending_id, None, STORE_FOLLOWS).await?,
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::NotEmpty | ErrorKind::NotFound | ErrorKind::Busy) => {}
+            Err(e) => return Err(e),
         }
     }
     Ok(())
@@ -72,6 +113,7 @@ async fn folder(core: &Arc<Core>, who: &Who, path: &AbsPath, like: &Inode) -> Re
     if !resolved.walk.is_complete() {
         namespace::check_folder_of(who, &resolved.walk.deepest().inode, path)?;
         if let Some(mount) = resolved.mount.as_ref().filter(|m| !m.read_only) {
+            crate::apply::check_arrived(&core.store.view(), path)?;
             mount.ufs.mkdir(&resolved.walk.ufs_key(path)).await?;
         }
     }
@@ -92,8 +134,13 @@ async fn file(core: &Arc<Core>, running: &Running, path: AbsPath, inode: Inode, 
     };
     let resolved = core.syncer.resolve(core, who, &target).await?;
     if let Ok(found) = resolved.found(&target) {
-        let ours =
-            found.inode.completed && found.inode.created_ms >= created_ms && found.inode.length == inode.length && found.inode.owner == who.user;
+        // What sync found there is cached by rule, what this job writes is not.
+        let ours = !found.inode.cached
+            && found.inode.content_version == 1
+            && found.inode.completed
+            && found.inode.created_ms >= created_ms
+            && found.inode.length == inode.length
+            && found.inode.owner == who.user;
         if ours && !found.inode.folder {
             return Ok(Done::Nothing);
         }

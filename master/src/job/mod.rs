@@ -70,6 +70,7 @@ impl Running {
 
     /// Counts a file's outcome.
     pub fn count(&self, path: &AbsPath, inode: &Inode, outcome: &Result<Done>) {
+        let loads = self.job().kind == "load";
         match outcome {
             Ok(Done::Did(bytes)) => {
                 let mut job = self.job();
@@ -82,7 +83,7 @@ impl Running {
                 job.files_skipped += 1;
                 job.bytes_done += inode.length;
             }
-            Err(e) if e.kind() == ErrorKind::NoSpace => self.note_partly(),
+            Err(e) if loads && e.kind() == ErrorKind::NoSpace => self.note_partly(),
             Err(e) => self.fail(path, e),
         }
     }

@@ -4,7 +4,8 @@ use super::{Done, Running, each};
 use crate::core::Core;
 use crate::namespace::block_ids;
 use crate::source;
-use forebay_common::{AbsPath, Result, err};
+use crate::store::Reader;
+use forebay_common::{AbsPath, InodeId, Result, err};
 use forebay_proto::journal::{SetReplication, command::Op};
 use forebay_proto::store::Inode;
 use futures::FutureExt;
@@ -30,6 +31,11 @@ async fn file(core: Arc<Core>, running: Arc<Running>, path: AbsPath, inode: Inod
     core.change_as(&running.who, Op::SetReplication(SetReplication { file_ids: vec![inode.id], min, max })).await?;
     core.soft.replicas_dirty.store(true, Ordering::Relaxed);
     loop {
+        let Some((_, inode)) = core.store.view().inode(InodeId(inode.id))? else {
+            return Err(err!(NotFound, "{path} was deleted meanwhile"));
+        };
+        // Of what is in no under store no copy is dropped.
+        let max = if inode.persisted { max } else { 0 };
         let live = core.soft.workers.live();
         let enough = |whole: usize| whole >= min as usize && (max == 0 || whole <= max.max(min) as usize);
         let mut counts = block_ids(&inode).enumerate().map(|(i, b)| source::whole_on(&core, &live, b, source::block_length(&inode, i as u64)).len());

@@ -237,7 +237,20 @@ impl Service {
             core.soft.workers.note_told(forebay_common::WorkerId(lease.worker_id), false);
             let under_construction = core.store.view().inode(InodeId(request.file_id))?.map(|(_, inode)| inode);
             if let Some(inode) = under_construction.filter(|inode| inode.replication_min > 1 && !inode.completed && !lease.publishing) {
+                let who = core.who(request.caller.as_ref())?;
+                if !who.superuser && who.user != lease.principal {
+                    return Err(err!(PermissionDenied, "user {} does not hold the lease of file {}", who.user, request.file_id));
+                }
                 let blocks: Vec<(u64, u64)> = request.blocks.iter().map(|b| (b.id, b.length)).collect();
+                // The same that `Complete` checks: what is copied is what will be acknowledged.
+                let ids: Vec<u64> = namespace::block_ids(&inode).map(|b| b.get()).take(blocks.len()).collect();
+                let lengths = blocks.iter().enumerate().all(|(i, (_, length))| {
+                    let left = request.length.saturating_sub(i as u64 * inode.block_size_bytes);
+                    *length > 0 && *length == left.min(inode.block_size_bytes)
+                });
+                if !lengths || !blocks.iter().map(|(id, _)| *id).eq(ids) {
+                    return Err(err!(InvalidArgument, "the blocks of file {} do not add up to {} bytes", request.file_id, request.length));
+                }
                 let (first, copies) = (forebay_common::WorkerId(lease.worker_id), inode.replication_min as usize);
                 replicate::before_acknowledging(core, &inode, request.length, &blocks, first, copies).await?;
             }
@@ -272,6 +285,7 @@ impl Service {
                 return Err(err!(NotFound, "the folder above {path} does not exist: make it first, or use -p"));
             }
             if !later(&resolved.walk, resolved.mount.as_deref()) {
+                crate::apply::check_arrived(&core.store.view(), &path)?;
                 mount.ufs.mkdir(&resolved.walk.ufs_key(&path)).await?;
             }
         }

@@ -131,7 +131,7 @@ impl WorkerMaster for Service {
         let id = WorkerId(address.worker_id);
         tracing::info!(worker = %id, host = address.host, port = address.data_port, "worker registered");
         self.0.soft.blocks.remove_worker(id);
-        self.0.soft.tasks.forget_worker(id);
+        self.0.soft.tasks.forget_worker(id, false);
         self.0.soft.workers.register(&request, address);
         self.answer(id, false, Orders::default()).map(Response::new).map_err(|e| to_status(&e))
     }

@@ -28,8 +28,16 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Copies a block and returns its bytes; one that is here whole already is reported again.
 pub async fn copy(core: &Arc<Core>, order: &CopyBlock) -> Result<u64> {
     let id = BlockId(order.block_id);
-    let store = core.store.clone();
-    let here = tokio::task::spawn_blocking(move || store.peek_read(id).is_some_and(|b| b.is_full()));
+    let (store, length) = (core.store.clone(), order.length);
+    let here = tokio::task::spawn_blocking(move || {
+        let known = store.peek_read(id);
+        let same = known.as_ref().is_some_and(|b| b.header.length_bytes == length);
+        if known.is_some() && !same {
+            tracing::error!(block = %id, "a block has another length than its file says; it is dropped");
+            store.remove(id);
+        }
+        same && known.is_some_and(|b| b.is_full())
+    });
     if here.await.map_err(|e| err!(Internal, "copy task: {e}"))? {
         core.store.note_changed(id);
         return Ok(0);
