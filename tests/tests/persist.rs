@@ -64,8 +64,8 @@ async fn what_waits_for_its_store() {
     assert!(read_all(&fs, "/s3/e/moved").await == bytes(0));
     cluster.ok(&["fs", "loadMetadata", "/m"]);
     proxy.set(Fault::None, 1);
-    eventually("all is there", 60, async || at_risk(&cluster)["files"] == 0).await;
-    eventually("changes too", 60, async || cluster.json(&["fsadmin", "report", "summary"])["pending_changes"] == 0).await;
+    eventually("all is there", 180, async || at_risk(&cluster)["files"] == 0).await;
+    eventually("changes too", 180, async || cluster.json(&["fsadmin", "report", "summary"])["pending_changes"] == 0).await;
     let mut there: Vec<String> = Vec::new();
     for folder in ["", "d", "e"] {
         let listed = store.list(folder.as_bytes()).await.unwrap();
@@ -87,7 +87,7 @@ async fn what_waits_for_its_store() {
     // Whether it waits or is just being published.
     assert!(refused.kind() == ErrorKind::Busy && refused.message().contains("/s3"), "{refused}");
     proxy.set(Fault::None, 1);
-    eventually("there", 60, async || at_risk(&cluster)["files"] == 0).await;
+    eventually("there", 120, async || at_risk(&cluster)["files"] == 0).await;
     // More copies than workers: said at once.
     let refused = fs.create(&p("/s3/three"), &later(3)).await.map(drop).unwrap_err();
     assert!(refused.message().contains("3 times") && refused.message().contains("2 workers"), "{refused}");
@@ -216,7 +216,7 @@ async fn a_lost_disk_is_named() {
     assert!(error.kind() != ErrorKind::NotFound, "{error}");
     assert!(read_all(&fs, "/s3/twice").await == pattern(2, 0, 500_000));
     proxy.set(Fault::None, 1);
-    eventually("the other one gets there", 30, async || fs.get_status(&p("/s3/twice")).await.unwrap().persisted).await;
+    eventually("the other one gets there", 120, async || fs.get_status(&p("/s3/twice")).await.unwrap().persisted).await;
     assert_eq!(at_risk(&cluster)["files"], 1, "it is not forgotten");
     fs.delete(&p("/s3/lost"), false).await.unwrap();
     assert_eq!(at_risk(&cluster)["files"], 0);
