@@ -7,7 +7,7 @@ use forebay_common::{Result, err};
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// The pool of hot data right in front of compute: a distributed cache over S3 and file systems.
+/// The pool of hot data right in front of compute: a distributed cache over S3, HDFS and file systems.
 #[derive(Parser)]
 #[command(name = "forebay", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
