@@ -273,9 +273,12 @@ pub enum FsCommand {
         /// Refuse changes below it
         #[arg(long)]
         read_only: bool,
+        /// Everybody may read and write what is found in the store (--option shared=true)
+        #[arg(long)]
+        shared: bool,
         /// An option; may be repeated. Of the mount: sync_interval_ms (-1: never, 0: always), block_size, page_size, quota and
         /// reserved (bytes of each worker that it may have, and that others leave to it), write_type, replicas, persist_delay_ms,
-        /// passive_replicas, ufs_mode, bandwidth, requests_per_second. Of its store: docs/UNDER_STORES.md
+        /// passive_replicas, ufs_mode, bandwidth, requests_per_second, owner, group, mode. Of its store: docs/UNDER_STORES.md
         #[arg(long = "option", value_name = "KEY=VALUE")]
         options: Vec<String>,
     },

@@ -14,7 +14,7 @@ use forebay_proto::journal::{BeginPublish, FinishPersist, Reply, command::Op};
 use forebay_proto::store::Persist as Record;
 use forebay_proto::task::What;
 use forebay_proto::{AtRisk, AtRiskFile, Caller, WriteOut};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -27,6 +27,8 @@ gauge!(WAITING, "forebay_master_unpersisted_files", "acknowledged files that are
 
 /// Files on their way at once, per live worker.
 const ACTIVE_PER_WORKER: usize = 16;
+/// The part of these places that mounts may have together whose store did not take the last file: the others' files go on.
+const FAILING_SHARE: usize = 4;
 /// Records looked at in one round beyond those that wait or are under way.
 const LOOKED_AT: usize = 256;
 /// How long a lease to publish holds without a word of its worker.
@@ -48,15 +50,19 @@ struct Waiting {
     until: Instant,
     backoff: Duration,
     error: String,
+    /// Of its mount; 0 where that is not known.
+    mount_id: u64,
 }
 
 #[derive(Default)]
 struct State {
-    active: HashMap<u64, ()>,
+    active: HashSet<u64>,
     waiting: HashMap<u64, Waiting>,
     paused: Vec<AbsPath>,
-    /// Something failed since the last success.
-    failing: bool,
+    /// Mounts whose store did not take the last file.
+    failing: HashSet<u64>,
+    /// Places that these have.
+    failing_active: usize,
 }
 
 #[derive(Default)]
@@ -174,17 +180,18 @@ impl Persist {
         }
         let workers = core.soft.workers.live().len();
         let room = ACTIVE_PER_WORKER * workers;
-        let (mut after, mut looked) = (0, 0);
+        let (mut after, mut looked, mut seen) = (0, 0, HashSet::new());
         loop {
             let rows = view.persists(after, LOOKED_AT)?;
             for record in &rows {
                 after = record.id;
+                seen.insert(record.id);
                 {
                     let mut state = persist.lock();
                     if state.active.len() >= room {
                         return Ok(next);
                     }
-                    if state.active.contains_key(&record.id) {
+                    if state.active.contains(&record.id) {
                         continue;
                     }
                     if let Some(waiting) = state.waiting.get(&record.id) {
@@ -195,38 +202,57 @@ impl Persist {
                         }
                     }
                     looked += 1;
-                    state.active.insert(record.id, ());
+                    state.active.insert(record.id);
                     ACTIVE.set(state.active.len() as i64);
                 }
                 let (core, record) = (core.clone(), *record);
                 tokio::spawn(async move {
-                    let done = one(&core, &record).await;
-                    core.persist.ended(&record, done);
+                    let mut mount_id = 0;
+                    let done = one(&core, &record, room, &mut mount_id).await;
+                    core.persist.ended(&record, mount_id, done);
                     core.persist.wake();
                 });
             }
-            if rows.len() < LOOKED_AT || looked >= LOOKED_AT {
+            if rows.len() < LOOKED_AT {
+                // All were looked at: what was deleted while it waited is forgotten.
+                persist.lock().waiting.retain(|id, _| seen.contains(id));
+                return Ok(next);
+            }
+            if looked >= LOOKED_AT {
                 return Ok(next);
             }
         }
     }
 
-    fn ended(&self, record: &Record, done: Result<Option<Duration>>) {
+    /// A place for a file of a mount. `None`: mounts whose stores do not answer have as many as they may.
+    fn place(&self, mount_id: u64, room: usize) -> Option<Place<'_>> {
+        let mut state = self.lock();
+        let failing = state.failing.contains(&mount_id);
+        if failing && state.failing_active >= (room / FAILING_SHARE).max(1) {
+            return None;
+        }
+        state.failing_active += usize::from(failing);
+        Some(Place { persist: self, failing })
+    }
+
+    fn ended(&self, record: &Record, mount_id: u64, done: Result<Option<Duration>>) {
         let mut state = self.lock();
         state.active.remove(&record.id);
         ACTIVE.set(state.active.len() as i64);
         match done {
             Ok(Some(wait)) => {
                 let until = Instant::now() + wait.min(DUE_AGAIN);
-                state.waiting.insert(record.id, Waiting { until, backoff: BACKOFF_MIN, error: String::new() });
+                let before = state.waiting.remove(&record.id);
+                let (backoff, error) = before.map_or((BACKOFF_MIN, String::new()), |w| (w.backoff, w.error));
+                state.waiting.insert(record.id, Waiting { until, backoff, error, mount_id });
             }
             Ok(None) => {
                 PERSISTED.inc();
                 state.waiting.remove(&record.id);
-                // The store takes files again: the others need not wait on.
-                if std::mem::take(&mut state.failing) {
+                // The store takes files again: the others of its mount need not wait on.
+                if state.failing.remove(&mount_id) {
                     let now = Instant::now();
-                    state.waiting.values_mut().for_each(|w| (w.until, w.backoff) = (now, BACKOFF_MIN));
+                    state.waiting.values_mut().filter(|w| w.mount_id == mount_id).for_each(|w| (w.until, w.backoff) = (now, BACKOFF_MIN));
                 }
             }
             Err(e) => {
@@ -236,14 +262,29 @@ impl Persist {
                 let quiet = matches!(e.kind(), ErrorKind::Expired | ErrorKind::Busy);
                 let backoff = if missing { MISSING_AGAIN } else { (before * 2).min(BACKOFF_MAX) };
                 if !quiet {
-                    state.failing = true;
+                    if !missing && mount_id > 0 {
+                        state.failing.insert(mount_id);
+                    }
                     RETRIES.inc();
                     tracing::warn!(inode = record.inode_id, error = %e, "a file is not in its under store yet; it is tried again");
                 }
                 let (until, error) = (Instant::now() + if quiet { BACKOFF_MIN } else { backoff }, if quiet { String::new() } else { e.to_string() });
-                state.waiting.insert(record.id, Waiting { until, backoff: if quiet { before } else { backoff }, error });
+                state.waiting.insert(record.id, Waiting { until, backoff: if quiet { before } else { backoff }, error, mount_id });
             }
         }
+    }
+}
+
+/// A file's place among those on their way.
+struct Place<'a> {
+    persist: &'a Persist,
+    /// Its mount was failing when it was given.
+    failing: bool,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.persist.lock().failing_active -= usize::from(self.failing);
     }
 }
 
@@ -260,8 +301,10 @@ fn publishing_at(core: &Core, paths: &[&AbsPath]) -> Result<bool> {
     Ok(false)
 }
 
-/// Writes one file out; of one that is not due yet returns how long that is. Errors: `NotFound` when no live worker has all of it; `Expired` or `Busy` when it is not its turn.
-async fn one(core: &Arc<Core>, record: &Record) -> Result<Option<Duration>> {
+/// Writes one file out; of one that is not due yet, or has no place, returns how long that is. `of_mount` is set once it is known.
+///
+/// Errors: `NotFound` when no live worker has all of it; `Expired` or `Busy` when it is not its turn.
+async fn one(core: &Arc<Core>, record: &Record, room: usize, of_mount: &mut u64) -> Result<Option<Duration>> {
     let id = InodeId(record.inode_id);
     let (worker, what, delay) = {
         let view = core.store.view();
@@ -275,6 +318,7 @@ async fn one(core: &Arc<Core>, record: &Record) -> Result<Option<Duration>> {
         let Some((mount_id, _)) = walk.mount else {
             return Err(err!(InvalidArgument, "{path} lies in no mount any more: move it into one"));
         };
+        *of_mount = mount_id.get();
         let mount = core.soft.mounts.get(&core.store, &core.config, mount_id)?;
         let age = clock::now_ms().saturating_sub(record.queued_ms);
         let delay = mount.options.persist_delay.as_millis() as u64;
@@ -299,6 +343,7 @@ async fn one(core: &Arc<Core>, record: &Record) -> Result<Option<Duration>> {
     let (Some(worker), Some(write)) = (worker, what) else {
         return Ok(Some(delay));
     };
+    let Some(_place) = core.persist.place(*of_mount, room) else { return Ok(Some(BACKOFF_MAX)) };
     let outcome = core.soft.tasks.submit(worker, What::WriteOut(write)).outcome().await?;
     let finish = FinishPersist { file_id: record.inode_id, lease_id: outcome.lease_id, fingerprint: outcome.fingerprint };
     match core.own_change(Op::FinishPersist(finish)).await {

@@ -109,7 +109,7 @@ impl Replicate {
                 for target in room.into_iter().take(min - staying) {
                     let what = match whole.first().and_then(|id| live.iter().find(|w| w.id == *id)) {
                         Some(holder) => What::Copy(source::copy_order(core, inode, block, length, holder)?),
-                        None if inode.persisted => What::Load(load_order(core, id, inode, block, target.id)?),
+                        None if inode.persisted => What::Load(load_order(core, id, inode, block)?),
                         // On nobody: readers are told so, and the report names it.
                         None => continue,
                     };
@@ -157,7 +157,7 @@ fn submit(core: &Arc<Core>, under_way: &UnderWay, block: BlockId, worker: Worker
 }
 
 /// The order to fetch a block of a file that is in an under store.
-pub fn load_order(core: &Core, id: InodeId, inode: &Inode, block: BlockId, worker: WorkerId) -> Result<LoadBlock> {
+pub fn load_order(core: &Core, id: InodeId, inode: &Inode, block: BlockId) -> Result<LoadBlock> {
     let view = core.store.view();
     let path = view.path_of(id)?;
     let walk = namespace::walk(&view, &path)?;
@@ -168,10 +168,7 @@ pub fn load_order(core: &Core, id: InodeId, inode: &Inode, block: BlockId, worke
         key,
         fingerprint: inode.fingerprint.clone(),
     };
-    let mut file = source::file_bytes(core, inode, Some(ufs), worker)?;
-    // It is fetched from the store.
-    file.sources.clear();
-    Ok(LoadBlock { file: Some(file), block_id: block.get(), tier: String::new() })
+    Ok(source::load_order(inode, ufs, block))
 }
 
 /// Copies of a file that is about to be acknowledged, before it is. `blocks` are its ids and lengths; all are on `first`.

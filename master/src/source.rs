@@ -9,7 +9,7 @@ use crate::worker::WorkerView;
 use forebay_common::token::{self, Claims, UfsSource};
 use forebay_common::{BlockId, InodeId, Result, WorkerId, clock};
 use forebay_proto::store::Inode;
-use forebay_proto::{BlockSource, CopyBlock, FileBytes};
+use forebay_proto::{BlockSource, CopyBlock, FileBytes, LoadBlock};
 
 /// Length of the block at a position of a file.
 pub fn block_length(inode: &Inode, index: u64) -> u64 {
@@ -30,20 +30,24 @@ pub fn whole_on(core: &Core, live: &[WorkerView], block: BlockId, length: u64) -
     whole.into_iter().map(|(_, id)| id).collect()
 }
 
-/// A block at a worker, with a token to read it there.
-pub fn block_source(core: &Core, inode: &Inode, block: BlockId, holder: &WorkerView) -> Result<BlockSource> {
-    let claims = Claims {
+/// What a token to read a file says; for which worker, and from which store, is the caller's to add.
+pub fn read_claims(core: &Core, inode: &Inode, principal: String) -> Claims {
+    Claims {
         file_id: inode.id,
         blocks: block_runs(inode),
         block_size_bytes: inode.block_size_bytes,
         length_bytes: inode.length,
         page_size_bytes: inode.page_size_bytes,
         rights: token::READ,
-        principal: core.own_identity().user,
-        worker_id: holder.id.get(),
+        principal,
         expires_at_ms: clock::now_ms() + core.config.token_ttl_ms,
         ..Claims::default()
-    };
+    }
+}
+
+/// A block at a worker, with a token to read it there.
+pub fn block_source(core: &Core, inode: &Inode, block: BlockId, holder: &WorkerView) -> Result<BlockSource> {
+    let claims = Claims { worker_id: holder.id.get(), ..read_claims(core, inode, core.own_identity().user) };
     Ok(BlockSource { block_id: block.get(), worker: Some(holder.address.clone()), token: core.keys.sign(&claims)?.into() })
 }
 
@@ -78,8 +82,16 @@ pub fn file_bytes(core: &Core, inode: &Inode, ufs: Option<UfsSource>, reader: Wo
             sources.push(block_source(core, inode, block, holder)?);
         }
     }
-    let ufs = ufs.unwrap_or_default();
-    Ok(FileBytes {
+    Ok(FileBytes { sources, ..described(inode, ufs.unwrap_or_default()) })
+}
+
+/// The order to fetch a block from where it is in its under store.
+pub fn load_order(inode: &Inode, ufs: UfsSource, block: BlockId) -> LoadBlock {
+    LoadBlock { file: Some(described(inode, ufs)), block_id: block.get(), tier: String::new() }
+}
+
+fn described(inode: &Inode, ufs: UfsSource) -> FileBytes {
+    FileBytes {
         file_id: inode.id,
         length: inode.length,
         block_size_bytes: inode.block_size_bytes,
@@ -89,8 +101,8 @@ pub fn file_bytes(core: &Core, inode: &Inode, ufs: Option<UfsSource>, reader: Wo
         key: ufs.key.into(),
         previous_key: ufs.previous_key.into(),
         fingerprint: ufs.fingerprint,
-        sources,
-    })
+        sources: Vec::new(),
+    }
 }
 
 /// The live worker that has most of a file's blocks whole, and the fewest copies that any block has.

@@ -99,6 +99,7 @@ impl Tasks {
             let queue = inner.queues.entry(worker).or_default();
             queue.calls += 1;
             let (wake, call) = (queue.wake.clone(), queue.calls);
+            let running: HashSet<u64> = running.iter().copied().collect();
             let forgotten = inner.open.iter().filter(|(id, o)| o.worker == worker && o.handed > 0 && !running.contains(id));
             let forgotten: Vec<u64> = forgotten.map(|(id, _)| *id).collect();
             end(&mut inner, forgotten, "has no word of it");

@@ -8,9 +8,10 @@ use std::path::Path;
 const ARROWS: &[(&str, &[&str])] = &[
     ("forebay-common", &[]),
     ("forebay-proto", &["forebay-common"]),
-    ("forebay-ufs", &["forebay-common", "forebay-proto"]),
-    ("forebay-master", &["forebay-common", "forebay-proto", "forebay-ufs"]),
-    ("forebay-worker", &["forebay-common", "forebay-proto", "forebay-ufs"]),
+    ("forebay-hdfs", &["forebay-common"]),
+    ("forebay-ufs", &["forebay-common", "forebay-proto", "forebay-hdfs"]),
+    ("forebay-master", &["forebay-common", "forebay-proto", "forebay-ufs", "forebay-hdfs"]),
+    ("forebay-worker", &["forebay-common", "forebay-proto", "forebay-ufs", "forebay-hdfs"]),
     ("forebay-client", &["forebay-common", "forebay-proto"]),
     ("forebay-fuse", &["forebay-common", "forebay-proto", "forebay-client"]),
     ("forebay", &["forebay-common", "forebay-proto", "forebay-client", "forebay-fuse", "forebay-master", "forebay-worker", "forebay-bench"]),

@@ -110,6 +110,18 @@ impl Model {
         }
     }
 
+    /// A whole small block at once, over whatever of it is there.
+    fn store_whole(&mut self) {
+        let header = header(self.rng.random_range(1..=BLOCKS), 0);
+        if header.pages() > 1 {
+            return;
+        }
+        match self.store().store_whole(header.clone(), &page_bytes(&header, 0)) {
+            Ok(()) => {}
+            Err(e) => assert!(matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::Busy | ErrorKind::Unavailable), "{e}"),
+        }
+    }
+
     fn read(&mut self) {
         let id = match self.only_copies.len() {
             n if n > 0 && self.rng.random_bool(0.2) => *self.only_copies.keys().nth(self.rng.random_range(0..n)).unwrap(),
@@ -303,7 +315,8 @@ fn follows_the_model() {
         let (mut full, mut restarts) = (false, 0);
         for n in 0..operations / 3 {
             match model.rng.random_range(0..10_000) {
-                0..3_500 => model.fill(),
+                0..3_000 => model.fill(),
+                3_000..3_500 => model.store_whole(),
                 3_500..8_500 => model.read(),
                 8_500..8_900 => model.seal(),
                 8_900..9_400 => model.pin(),

@@ -293,6 +293,70 @@ async fn changes_behind_our_back_in_hdfs() {
     behind_our_back("changes_behind_our_back_in_hdfs", &uri, Options::new(), cluster, checks(5_000), Duration::from_millis(50)).await;
 }
 
+/// (S-23) What an HDFS tells by its event stream is seen at once, whatever the sync interval: new, changed, moved, deleted, folders with all
+/// below them; also after the NameNode was away. Through a name service whose first NameNode is dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn hdfs_tells_what_happens() {
+    let cluster = Cluster::start(1, &[]).await;
+    let mut hdfs = Hdfs::start(cluster.dir.path()).await;
+    let config = hdfs.config_files(cluster.dir.path());
+    let uri = format!("hdfs://{NAMESERVICE}/m");
+    let fs = cluster.client().await;
+    let told = options(&[("config_dir", &config.to_string_lossy()), ("inotify_ms", "100"), ("sync_interval_ms", "-1")]);
+    let store = open(&uri, &options(&[("config_dir", &config.to_string_lossy())]));
+    for key in ["a/f", "a/deep/g", "b/h"] {
+        put_behind(&store, key, "one").await;
+    }
+    fs.mount(&p("/m"), &uri, false, told).await.expect("mount");
+    for path in ["/m/a/f", "/m/a/deep/g", "/m/b/h"] {
+        assert_eq!(read_all(&fs, path).await, b"one");
+    }
+    assert_eq!(fs.list(&p("/m/b"), false).await.unwrap().len(), 1);
+    put_behind(&store, "a/f", "two").await;
+    put_behind(&store, "b/new", "three").await;
+    eventually("a changed file", 20, async || read_all(&fs, "/m/a/f").await == b"two").await;
+    eventually("a new file", 20, async || fs.list(&p("/m/b"), false).await.unwrap().len() == 2).await;
+    store.rename(b"a", b"c", true).await.unwrap();
+    eventually("a folder that moved", 20, async || !fs.exists(&p("/m/a/deep/g")).await.unwrap()).await;
+    assert_eq!(read_all(&fs, "/m/c/deep/g").await, b"one");
+    // What happens while nobody can be asked is found out afterwards.
+    hdfs.start_again().await;
+    store.delete(b"c", true).await.unwrap();
+    eventually("a folder that is gone", 30, async || !fs.exists(&p("/m/c/deep/g")).await.unwrap()).await;
+    assert_eq!(read_all(&fs, "/m/b/h").await, b"one");
+}
+
+/// (S-4) Found in the store of a shared mount, everything is everybody's; what the store says nothing of is the mount's.
+#[tokio::test(flavor = "multi_thread")]
+async fn shared_mounts_and_owners() {
+    let cluster = Cluster::start(1, &[]).await;
+    let s3 = S3::start(cluster.dir.path()).await;
+    let store = open("s3://bucket", &s3.options(None));
+    put_behind(&store, "shared/d/f", "1").await;
+    put_behind(&store, "own/d/f", "2").await;
+    let fs = cluster.client().await;
+    let with = |more: &[(&str, &str)]| s3.options(None).into_iter().chain(options(more)).collect::<Options>();
+    fs.mount(&p("/own"), "s3://bucket/own", false, with(&[("owner", "etl"), ("group", "data"), ("mode", "750")])).await.unwrap();
+    let flags: Vec<String> = s3.options(None).into_iter().flat_map(|(k, v)| ["--option".to_owned(), format!("{k}={v}")]).collect();
+    let mut words = vec!["fs", "mount", "/shared", "s3://bucket/shared", "--shared"];
+    words.extend(flags.iter().map(String::as_str));
+    cluster.ok(&words);
+    let of = async |path: &str| {
+        let status = fs.get_status(&p(path)).await.unwrap();
+        (status.owner, status.group, status.mode)
+    };
+    assert_eq!(of("/own/d/f").await, ("etl".into(), "data".into(), 0o640));
+    assert_eq!((of("/own").await.2, of("/own/d").await.2), (0o750, 0o750));
+    assert_eq!((of("/shared").await.2, of("/shared/d").await.2, of("/shared/d/f").await.2), (0o777, 0o777, 0o666));
+    let mut config = cluster.client_config();
+    config.user = "nobody".into();
+    let nobody = FileSystem::connect(&config).await.unwrap();
+    assert_eq!(read_all(&nobody, "/shared/d/f").await, b"1");
+    write(&nobody, "/shared/d/theirs", b"3", CreateOptions::default()).await;
+    assert_eq!(nobody.open(&p("/own/d/f")).await.map(drop).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert_eq!(cluster.run(&["fs", "updateMount", "/own", "--option", "mode=9"]).status.code(), Some(2));
+}
+
 fn requests(cluster: &Cluster, mount: &str) -> serde_json::Value {
     let all = cluster.json(&["fsadmin", "report", "ufs"]);
     all.as_array().unwrap().iter().find(|m| m["path"] == mount).unwrap()["requests"].clone()

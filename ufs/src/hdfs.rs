@@ -6,6 +6,7 @@
 //! its blocks are then those of that version, whatever the name stands for later, and are kept for a while.
 //! Files are never appended to: a reader of the older length would meet blocks that change under it.
 
+use crate::hdfs_events::HdfsEvents;
 use crate::requests::{Request, Requests};
 use crate::store::{LIST_PAGE_ENTRIES, Page, UfsEntry};
 use crate::{UfsUri, fingerprint, metrics};
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 /// Options of an HDFS; besides, `hadoop.KEY` sets KEY of the Hadoop configuration.
 const OPTIONS: &[&str] =
-    &["config_dir", "user", "principal", "keytab", "ticket_cache", "replication", "hsync", "timeout_ms", "io_timeout_ms", "retries"];
+    &["config_dir", "user", "principal", "keytab", "ticket_cache", "replication", "hsync", "inotify_ms", "timeout_ms", "io_timeout_ms", "retries"];
 /// What an option of the Hadoop configuration begins with.
 const HADOOP: &str = "hadoop.";
 /// Names of writes in progress begin with this; they are never shown.
@@ -47,6 +48,16 @@ pub struct HdfsStore {
     retries: usize,
     readers: Cache<(Vec<u8>, String), Arc<FileReader>>,
     requests: Arc<Requests>,
+    /// What its event stream is read with; where that was asked for.
+    events: Option<EventsOf>,
+}
+
+struct EventsOf {
+    authority: String,
+    config_dir: Option<String>,
+    hadoop: BTreeMap<String, String>,
+    user: Option<String>,
+    interval: Duration,
 }
 
 fn number(options: &BTreeMap<String, String>, name: &str, default: u64) -> Result<u64> {
@@ -80,6 +91,16 @@ impl HdfsStore {
                 }
             }
         }
+        let events = match number(options, "inotify_ms", 0)? {
+            0 => None,
+            ms => Some(EventsOf {
+                authority: authority.to_owned(),
+                config_dir: options.get("config_dir").cloned(),
+                hadoop: hadoop.clone(),
+                user: options.get("user").cloned(),
+                interval: Duration::from_millis(ms),
+            }),
+        };
         let mut builder = ClientBuilder::new().with_config(hadoop);
         if let Some(dir) = options.get("config_dir") {
             let file = std::path::Path::new(dir).join("core-site.xml");
@@ -125,7 +146,15 @@ impl HdfsStore {
             retries: usize::try_from(number(options, "retries", 4)?).unwrap_or(4),
             readers: Cache::builder().max_capacity(READERS_MAX).time_to_live(READER_KEPT).build(),
             requests,
+            events,
         })
+    }
+
+    /// Its event stream, where the mount asks for it. Errors: a name service that the configuration does not know.
+    pub fn events(&self) -> Result<Option<HdfsEvents>> {
+        let Some(of) = &self.events else { return Ok(None) };
+        let (config_dir, user) = (of.config_dir.as_deref(), of.user.as_deref());
+        HdfsEvents::new(&of.authority, &self.root, config_dir, of.hadoop.clone(), user, self.timeout, of.interval).map(Some)
     }
 
     fn path(&self, key: &[u8]) -> Result<String> {

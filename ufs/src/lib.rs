@@ -11,6 +11,7 @@
 mod control;
 mod fingerprint;
 mod hdfs;
+mod hdfs_events;
 mod local;
 mod metrics;
 mod object;
@@ -19,6 +20,7 @@ mod store;
 mod uri;
 
 pub use control::{Bandwidth, Mode, OPTIONS as COMMON_OPTIONS};
+pub use hdfs_events::{Happened, HdfsEvents};
 pub use requests::{Request, Requests};
 pub use store::{LIST_PAGE_ENTRIES, Lister, Page, SeenNames, UfsEntry, UfsWriter, UnderStore};
 pub use uri::{Service, UfsUri};

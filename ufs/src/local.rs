@@ -149,26 +149,13 @@ impl LocalStore {
     pub async fn read(&self, key: &[u8], offset: u64, length: usize, expected: &str) -> Result<Bytes> {
         self.requests.count(Request::Read);
         let (root, key, expected) = (self.root.clone(), key.to_vec(), expected.to_owned());
-        blocking(move || {
-            let file = File::from(beneath(&root, &key, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?);
-            let changed = |m: Metadata| {
-                let now = fingerprint::of_file(&m);
-                if now == expected {
-                    Ok(())
-                } else {
-                    Err(err!(FileChanged, "the file is another version ({now}) than the one opened ({expected}): open it again"))
-                }
-            };
-            changed(file.metadata().map_err(at("stat"))?)?;
-            let mut out = BytesMut::zeroed(length);
-            file.read_exact_at(&mut out, offset).map_err(|e| match e.kind() {
-                std::io::ErrorKind::UnexpectedEof => err!(FileChanged, "the file is shorter than when it was opened: open it again"),
-                _ => err!(UnderStore, "{e}"),
-            })?;
-            changed(file.metadata().map_err(at("stat"))?)?;
-            Ok(out.freeze())
-        })
-        .await
+        blocking(move || read(&root, &key, offset, length, &expected)).await
+    }
+
+    /// `read` on the caller's own thread.
+    pub fn read_blocking(&self, key: &[u8], offset: u64, length: usize, expected: &str) -> Result<Bytes> {
+        self.requests.count(Request::Read);
+        read(&self.root, key, offset, length, expected)
     }
 
     pub async fn writer(&self, key: &[u8]) -> Result<LocalWriter> {
@@ -253,6 +240,26 @@ impl LocalStore {
         })
         .await
     }
+}
+
+fn read(root: &OwnedFd, key: &[u8], offset: u64, length: usize, expected: &str) -> Result<Bytes> {
+    let file = File::from(beneath(root, key, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?);
+    let changed = |m: Metadata| {
+        let now = fingerprint::of_file(&m);
+        if now == expected {
+            Ok(())
+        } else {
+            Err(err!(FileChanged, "the file is another version ({now}) than the one opened ({expected}): open it again"))
+        }
+    };
+    changed(file.metadata().map_err(at("stat"))?)?;
+    let mut out = BytesMut::zeroed(length);
+    file.read_exact_at(&mut out, offset).map_err(|e| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => err!(FileChanged, "the file is shorter than when it was opened: open it again"),
+        _ => err!(UnderStore, "{e}"),
+    })?;
+    changed(file.metadata().map_err(at("stat"))?)?;
+    Ok(out.freeze())
 }
 
 fn sync(dir: &OwnedFd) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::control::{self, Control};
 use crate::hdfs::{HdfsLister, HdfsStore, HdfsWriter};
+use crate::hdfs_events::HdfsEvents;
 use crate::local::{LocalLister, LocalStore, LocalWriter};
 use crate::object::{ObjectLister, ObjectStore, ObjectWriter};
 use crate::requests::Requests;
@@ -184,6 +185,14 @@ impl UnderStore {
         &self.requests
     }
 
+    /// The store's own event stream, where it has one and the mount asks for it.
+    pub fn events(&self) -> Result<Option<HdfsEvents>> {
+        match &self.inner {
+            Inner::Hdfs(s) => s.events().map_err(self.name("listening to", b"")),
+            Inner::Local(_) | Inner::Object(_) => Ok(None),
+        }
+    }
+
     /// Whether a listing may leave out a name that is replaced meanwhile; the others are sorted by name, or one answer.
     pub fn listing_may_miss(&self) -> bool {
         matches!(self.inner, Inner::Local(_))
@@ -264,12 +273,30 @@ impl UnderStore {
 
     /// `read`, once it was admitted.
     pub async fn read_admitted(&self, key: &[u8], offset: u64, length: usize, fingerprint: &str) -> Result<Bytes> {
-        let bytes = counted(match &self.inner {
+        let read = match &self.inner {
             Inner::Local(s) => s.read(key, offset, length, fingerprint).await,
             Inner::Object(s) => s.read(key, offset, length, fingerprint).await,
             Inner::Hdfs(s) => s.read(key, offset, length, fingerprint).await,
-        })
-        .map_err(self.name("reading", key))?;
+        };
+        self.note_read(key, length, read)
+    }
+
+    /// Whether reads are system calls, which whoever has a thread to block makes best itself.
+    pub fn reads_block(&self) -> bool {
+        matches!(self.inner, Inner::Local(_))
+    }
+
+    /// `read_admitted` on the caller's own thread. Errors: also `Unsupported`, where reads are not system calls.
+    pub fn read_blocking(&self, key: &[u8], offset: u64, length: usize, fingerprint: &str) -> Result<Bytes> {
+        match &self.inner {
+            Inner::Local(s) => self.note_read(key, length, s.read_blocking(key, offset, length, fingerprint)),
+            Inner::Object(_) | Inner::Hdfs(_) => Err(err!(Unsupported, "this store is read over a network")),
+        }
+    }
+
+    /// Counts a read and looks at its length.
+    fn note_read(&self, key: &[u8], length: usize, read: Result<Bytes>) -> Result<Bytes> {
+        let bytes = counted(read).map_err(self.name("reading", key))?;
         if bytes.len() != length {
             return Err(err!(UnderStore, "{} bytes came instead of {length}", bytes.len())).map_err(self.name("reading", key));
         }

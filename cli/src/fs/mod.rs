@@ -126,8 +126,12 @@ async fn dispatch(fs: &FileSystem, command: FsCommand, output: Output) -> Result
             done(output)?;
         }
         FsCommand::Mount { path: None, .. } => mounts(fs, output).await?,
-        FsCommand::Mount { path: Some(p), uri: Some(uri), read_only, options } => {
-            fs.mount(&path(&p)?, &uri, read_only, parse_options(&options)?).await?;
+        FsCommand::Mount { path: Some(p), uri: Some(uri), read_only, shared, options } => {
+            let mut options = parse_options(&options)?;
+            if shared {
+                options.insert("shared".to_owned(), "true".to_owned());
+            }
+            fs.mount(&path(&p)?, &uri, read_only, options).await?;
             output.show(&json!({ "mounted": p, "uri": uri }), || output::line(&format!("mounted {uri} on {p}")))?;
         }
         FsCommand::Mount { path: Some(p), uri: None, .. } => {

@@ -4,7 +4,7 @@ use crate::namespace::{self, Found, Walk, Who};
 use crate::store::{Cf, Reader, Txn, dentry_key, id_key};
 use forebay_common::{AbsPath, InodeId, Result, err};
 use forebay_proto::journal::{Command, Reply};
-use forebay_proto::store::{Counters, Inode, Link};
+use forebay_proto::store::{Counters, Inode, Lease, Link};
 
 pub struct Context<'a, 't> {
     pub txn: &'a mut Txn<'t>,
@@ -60,6 +60,17 @@ impl<'a, 't> Context<'a, 't> {
     pub fn draw_inode_id(&mut self) -> u64 {
         let id = self.counters.next_inode_id;
         self.counters.next_inode_id += 1;
+        id
+    }
+
+    /// A new lease of the caller's on a file. The caller writes its id into the inode.
+    pub fn grant_lease(&mut self, file_id: u64, ttl_ms: u64, worker_id: u64, publishing: bool) -> u64 {
+        let id = self.counters.next_lease_id;
+        self.counters.next_lease_id += 1;
+        let principal = self.who.user.clone();
+        let lease = Lease { id, file_id, expires_at_ms: self.now_ms() + ttl_ms, ttl_ms, principal, worker_id, publishing };
+        self.txn.put(Cf::Lease, &id_key(id), &lease);
+        self.reply.lease_id = id;
         id
     }
 

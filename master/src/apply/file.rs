@@ -63,25 +63,12 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     inode.shadows = shadows;
     inode.cached = op.cached;
     inode.content_version = 1;
-    let lease_id = c.counters.next_lease_id;
-    c.counters.next_lease_id += 1;
-    inode.lease_id = lease_id;
+    inode.lease_id = c.grant_lease(inode.id, op.lease_ttl_ms, op.worker_id, false);
     let count = u64::from(op.block_count).min(BLOCKS_PER_ALLOCATION_MAX);
     let first = block::allocate(c, InodeId(inode.id), count)?;
     block::append_run(&mut inode, first, count);
-    let lease = Lease {
-        id: lease_id,
-        file_id: inode.id,
-        expires_at_ms: c.now_ms() + op.lease_ttl_ms,
-        ttl_ms: op.lease_ttl_ms,
-        principal: c.who.user.clone(),
-        worker_id: op.worker_id,
-        publishing: false,
-    };
-    c.txn.put(Cf::Lease, &id_key(lease_id), &lease);
     c.insert(parent.id(), &name, &inode);
     c.reply.file_id = inode.id;
-    c.reply.lease_id = lease_id;
     c.reply.block_ids = (first..first + count).collect();
     Ok(())
 }

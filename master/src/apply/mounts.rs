@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::delete::{check_nothing_open, remove_tree};
+use crate::mount::Appearance;
 use crate::namespace::{Found, Walk};
 use crate::store::{Cf, Reader, id_key};
 use forebay_common::{AbsPath, InodeId, MountId, Result, err};
@@ -26,6 +27,7 @@ pub fn add(c: &mut Context<'_, '_>, op: &AddMount) -> Result<()> {
     c.counters.next_mount_id += 1;
     let mut inode = found.inode.clone();
     inode.mount_id = id;
+    Appearance::parse(&op.options)?.dress_folder(&mut inode);
     inode.children_known = false;
     inode.changed_index = c.change;
     c.update(found.parent, &found.name, &inode);
@@ -68,10 +70,13 @@ fn place(c: &mut Context<'_, '_>, path: &AbsPath, walk: &Walk) -> Result<Found> 
 pub fn update(c: &mut Context<'_, '_>, op: &UpdateMount) -> Result<()> {
     check_superuser(c)?;
     let (path, walk) = c.walk(&op.path)?;
-    let found = walk.found(&path)?;
+    let found = walk.found(&path)?.clone();
     let Some(mut mount) = c.txn.mount(MountId(found.inode.mount_id))? else {
         return Err(err!(InvalidArgument, "{path} is not a mount"));
     };
+    let mut inode = found.inode.clone();
+    Appearance::parse(&op.options)?.dress_folder(&mut inode);
+    c.update(found.parent, &found.name, &inode);
     mount.read_only = op.read_only;
     mount.options = op.options.clone();
     c.txn.put(Cf::Mount, &id_key(mount.id), &mount);

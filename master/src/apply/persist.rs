@@ -10,7 +10,7 @@ use crate::namespace::{self, block_runs};
 use crate::store::{Cf, Reader, id_key};
 use forebay_common::{AbsPath, InodeId, Result, err};
 use forebay_proto::journal::{BeginPublish, FinishPersist, QueuePersist};
-use forebay_proto::store::{Inode, Lease, Persist};
+use forebay_proto::store::{Inode, Persist};
 
 /// Queues a file. The caller writes the inode.
 pub fn enqueue(c: &mut Context<'_, '_>, inode: &mut Inode) {
@@ -83,25 +83,12 @@ pub fn begin(c: &mut Context<'_, '_>, op: &BeginPublish) -> Result<()> {
     if inode.lease_id > 0 {
         c.txn.delete_id(Cf::Lease, inode.lease_id);
     }
-    let lease_id = c.counters.next_lease_id;
-    c.counters.next_lease_id += 1;
-    let lease = Lease {
-        id: lease_id,
-        file_id: op.file_id,
-        expires_at_ms: c.now_ms() + op.lease_ttl_ms,
-        ttl_ms: op.lease_ttl_ms,
-        principal: c.who.user.clone(),
-        worker_id: op.worker_id,
-        publishing: true,
-    };
-    c.txn.put(Cf::Lease, &id_key(lease_id), &lease);
-    inode.lease_id = lease_id;
+    inode.lease_id = c.grant_lease(op.file_id, op.lease_ttl_ms, op.worker_id, true);
     // From now on something may be there.
     inode.shadows = true;
     c.update(parent, &link.name, &inode);
     folder::note_persisted(c, parent)?;
     c.reply.file_id = op.file_id;
-    c.reply.lease_id = lease_id;
     Ok(())
 }
 

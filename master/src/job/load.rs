@@ -7,7 +7,8 @@ use crate::replicate::load_order;
 use crate::source;
 use crate::store::Reader;
 use crate::worker::{WorkerView, fetch_order};
-use forebay_common::{AbsPath, BlockId, InodeId, Result, err};
+use forebay_common::token::UfsSource;
+use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId, Result, err};
 use forebay_proto::LoadBlock;
 use forebay_proto::store::Inode;
 use forebay_proto::task::What;
@@ -16,8 +17,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Blocks on their way at once, per worker.
-const BLOCKS_PER_WORKER: usize = 64;
+/// Blocks on their way at once, per worker; of small ones more.
+const BLOCKS_PER_WORKER: u32 = 64;
+const SMALL_PER_WORKER: u32 = 512;
+/// A block that counts as a small one.
+const SMALL_BYTES: u64 = 1 << 20;
 /// Tries of one block.
 const TRIES: u32 = 5;
 /// Between two looks for a worker.
@@ -31,8 +35,9 @@ pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
         (job.replicas.max(1) as usize, job.tier.clone())
     };
     let workers = super::workers(core, copies).await?;
-    let permits = Semaphore::new(BLOCKS_PER_WORKER * workers);
-    let load = Arc::new(Load { core: core.clone(), running: running.clone(), permits, copies, tier, loaded: Mutex::default() });
+    let permits = Semaphore::new(SMALL_PER_WORKER as usize * workers);
+    let (loaded, folder) = (Mutex::default(), Mutex::default());
+    let load = Arc::new(Load { core: core.clone(), running: running.clone(), permits, copies, tier, loaded, folder });
     each(core, running, false, |path, inode| load.clone().file(path, inode).boxed()).await?;
     tokio::time::sleep(REPORTED_WITHIN).await;
     let loaded = std::mem::take(&mut *load.loaded.lock().unwrap_or_else(|e| e.into_inner()));
@@ -58,6 +63,16 @@ struct Load {
     tier: String,
     /// Files that were loaded, the first ones.
     loaded: Mutex<Vec<InodeId>>,
+    /// Where the folder of the last file is: the next file is mostly in the same.
+    folder: Mutex<Option<Folder>>,
+}
+
+/// A folder in its under store.
+#[derive(Clone)]
+struct Folder {
+    path: AbsPath,
+    mount_id: u64,
+    key: Vec<u8>,
 }
 
 /// Files looked at once more when all are loaded: what came later may have driven them out.
@@ -75,7 +90,7 @@ impl Load {
         let all: Vec<(usize, BlockId)> = block_ids(&inode).enumerate().collect();
         let blocks = futures::stream::iter(all).map(|(i, id)| {
             let length = source::block_length(&inode, i as u64);
-            self.clone().block(shared.clone(), id, length).boxed()
+            self.clone().block(path.clone(), shared.clone(), id, length).boxed()
         });
         let moved: Vec<Result<u64>> = blocks.buffer_unordered(BLOCKS_OF_FILE).collect().await;
         let moved: u64 = moved.into_iter().sum::<Result<u64>>()?;
@@ -86,8 +101,33 @@ impl Load {
         Ok(if moved == 0 { Done::Nothing } else { Done::Did(inode.length) })
     }
 
+    /// The order to fetch a block. What is known of its folder is believed at the first try.
+    fn order(&self, path: &AbsPath, inode: &Inode, id: BlockId, first_try: bool) -> Result<LoadBlock> {
+        let (Some(parent), Some(name), true) = (path.parent(), path.name(), first_try) else {
+            return load_order(&self.core, InodeId(inode.id), inode, id);
+        };
+        let known = self.folder.lock().unwrap_or_else(|e| e.into_inner()).clone().filter(|folder| folder.path == parent);
+        let folder = match known {
+            Some(folder) => folder,
+            None => {
+                let view = self.core.store.view();
+                let walk = namespace::walk(&view, &parent)?;
+                // While something is renamed in the store, each file is looked at for itself.
+                let (Some((mount_id, _)), true) = (walk.mount, view.pending()?.is_empty()) else {
+                    return load_order(&self.core, InodeId(inode.id), inode, id);
+                };
+                let folder = Folder { key: walk.ufs_key(&parent), mount_id: mount_id.get(), path: parent };
+                *self.folder.lock().unwrap_or_else(|e| e.into_inner()) = Some(folder.clone());
+                folder
+            }
+        };
+        let key = if folder.key.is_empty() { name.to_vec() } else { [&folder.key[..], b"/", name].concat() };
+        let ufs = UfsSource { mount_id: folder.mount_id, key, fingerprint: inode.fingerprint.clone(), previous_key: Vec::new() };
+        Ok(source::load_order(inode, ufs, id))
+    }
+
     /// Returns the bytes that were moved for it.
-    async fn block(self: Arc<Self>, inode: Arc<Inode>, id: BlockId, length: u64) -> Result<u64> {
+    async fn block(self: Arc<Self>, path: AbsPath, inode: Arc<Inode>, id: BlockId, length: u64) -> Result<u64> {
         let (core, inode, copies, tier) = (&self.core, &*inode, self.copies, self.tier.as_str());
         let (mut moved, mut tries) = (0, 0);
         loop {
@@ -112,13 +152,14 @@ impl Load {
             };
             let what = match there.first().and_then(|w| live.iter().find(|v| v.id == *w)) {
                 Some(holder) if tier.is_empty() => What::Copy(source::copy_order(core, inode, id, length, holder)?),
-                _ if inode.persisted => What::Load(LoadBlock { tier: tier.to_owned(), ..load_order(core, InodeId(inode.id), inode, id, target)? }),
+                _ if inode.persisted => What::Load(LoadBlock { tier: tier.to_owned(), ..self.order(&path, inode, id, tries == 0)? }),
                 // In no under store: what the cache has is all there is.
                 _ => return Ok(moved),
             };
             self.running.bandwidth.take(length).await;
             let outcome = {
-                let _permit = self.permits.acquire().await;
+                let weight = if length <= SMALL_BYTES { 1 } else { SMALL_PER_WORKER / BLOCKS_PER_WORKER };
+                let _permit = self.permits.acquire_many(weight).await;
                 core.soft.tasks.submit(target, what).outcome().await
             };
             match outcome {
@@ -129,7 +170,9 @@ impl Load {
                 }
                 Err(e) => {
                     tries += 1;
-                    if tries >= TRIES || !may_pass(&e) {
+                    // It may have been moved since its folder was looked at.
+                    let elsewhere = tries == 1 && e.kind() == ErrorKind::NotFound;
+                    if tries >= TRIES || !(may_pass(&e) || elsewhere) {
                         return Err(e);
                     }
                     tokio::time::sleep(Duration::from_millis(100 << tries)).await;

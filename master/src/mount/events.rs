@@ -82,20 +82,25 @@ pub fn take_event(core: &Core, raw: &[u8]) -> Result<usize> {
     Ok(taken)
 }
 
-/// Has everything on the way to a key looked at again.
-fn invalidate(core: &Core, mount: &AbsPath, key: &[u8]) -> Result<()> {
+/// Has everything on the way to a key looked at again. Returns whether the key is known as a folder: what is fresh below it is not
+/// found out by that.
+pub fn invalidate(core: &Core, mount: &AbsPath, key: &[u8]) -> Result<bool> {
     let view = core.store.view();
-    let Ok(top) = crate::namespace::walk(&view, mount) else { return Ok(()) };
+    let Ok(top) = crate::namespace::walk(&view, mount) else { return Ok(false) };
+    let mut folder = true;
     let mut parent = top.deepest().id();
+    if key.is_empty() {
+        core.syncer.invalidate_names(parent, &[]);
+    }
     for name in key.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
         let child = view.child(parent, name)?;
         core.syncer.invalidate_names(parent, &[(name.to_vec(), child.as_ref().map(|c| InodeId(c.id)))]);
         match child {
-            Some(child) => parent = InodeId(child.id),
-            None => break,
+            Some(child) => (parent, folder) = (InodeId(child.id), child.folder),
+            None => return Ok(false),
         }
     }
-    Ok(())
+    Ok(folder)
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! Mounts: the table of opened under stores, and keeping the namespace in step with them.
 
+mod appearance;
 mod events;
 mod options;
 mod sync;
 mod table;
 mod tree;
+pub mod watch;
 
+pub use appearance::Appearance;
 pub use events::take_event;
 pub use options::{MountOptions, PathConfig, WriteType, raw, resolve};
 pub use sync::{Resolved, Syncer};

@@ -1,5 +1,6 @@
 //! Options of a mount that are ours; the others belong to the under store.
 
+use super::appearance::{self, Appearance};
 use crate::namespace::Walk;
 use bytes::Bytes;
 use bytesize::ByteSize;
@@ -31,6 +32,8 @@ pub struct MountOptions {
     pub persist_delay: Duration,
     /// Copies of a block that reads elsewhere may make; 0 or 1: none.
     pub passive_replicas: u32,
+    /// How what the store holds appears.
+    pub appearance: Appearance,
     /// What the under store gets.
     pub ufs: BTreeMap<String, String>,
 }
@@ -144,7 +147,11 @@ impl MountOptions {
         if quota_bytes > 0 && reserved_bytes > quota_bytes {
             return Err(err!(InvalidArgument, "option reserved = {reserved_bytes} is more than quota = {quota_bytes}"));
         }
-        let ufs = options.iter().filter(|(name, _)| !OWN.contains(&name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect();
+        let ufs = options
+            .iter()
+            .filter(|(name, _)| !OWN.contains(&name.as_str()) && !appearance::OPTIONS.contains(&name.as_str()))
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect();
         Ok(MountOptions {
             sync_interval,
             block_size_bytes,
@@ -155,6 +162,7 @@ impl MountOptions {
             replicas: copies("replicas")?,
             persist_delay,
             passive_replicas: copies("passive_replicas")?,
+            appearance: Appearance::parse(options)?,
             ufs,
         })
     }

@@ -85,8 +85,8 @@ fn interval_of(walk: &Walk, mount: &Mounted) -> Option<Duration> {
     PathConfig::of(walk).sync_interval.unwrap_or(mount.options.sync_interval)
 }
 
-fn to_seen(e: &UfsEntry) -> Seen {
-    Seen {
+fn to_seen(e: &UfsEntry, mount: &Mounted) -> Seen {
+    let mut seen = Seen {
         name: e.name.clone().into(),
         folder: e.folder,
         length: e.length,
@@ -95,7 +95,9 @@ fn to_seen(e: &UfsEntry) -> Seen {
         owner: e.owner.clone(),
         group: e.group.clone(),
         mode: e.mode,
-    }
+    };
+    mount.options.appearance.dress(&mut seen);
+    seen
 }
 
 enum Next {
@@ -145,6 +147,13 @@ impl Syncer {
                 self.listed.invalidate(id);
             }
         }
+    }
+
+    /// Has every next access look at the store: nobody knows what happened.
+    pub fn invalidate_all(&self) {
+        self.looked.invalidate_all();
+        self.listed.invalidate_all();
+        self.absent.invalidate_all();
     }
 
     /// Objects of a mount that cannot be shown, as far as listings met them.
@@ -268,7 +277,7 @@ impl Syncer {
                     self.looked.insert(id, at);
                     return Ok(());
                 }
-                op.seen.push(Seen { name: name.to_vec().into(), ..to_seen(&entry) });
+                op.seen.push(Seen { name: name.to_vec().into(), ..to_seen(&entry, mount) });
             }
             Err(e) if e.kind() == ErrorKind::NotFound => match known {
                 Some(_) => op.gone.push(name.to_vec().into()),
@@ -431,7 +440,7 @@ impl Syncer {
                         Some(_) => continue,
                     };
                     looked.note(path, &e.name, what)?;
-                    rows.push(to_seen(e));
+                    rows.push(to_seen(e, mount));
                 }
             }
             if !matches!(how, Look::Check) {

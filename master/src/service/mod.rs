@@ -14,7 +14,7 @@ use crate::identity::Identity;
 use crate::job::Jobs;
 use crate::journal::Journal;
 use crate::metrics::ClusterMetrics;
-use crate::mount::{Syncer, raw, resolve};
+use crate::mount::{Syncer, raw, resolve, watch};
 use crate::persist::{self, Persist};
 use crate::store::{Reader, Store};
 use crate::worker::TokenKeys;
@@ -95,6 +95,7 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
     mount_configured(&core, config).await?;
     let mut tasks = vec![tokio::spawn(driver::run(core.clone(), shutdown.clone())), tokio::spawn(driver::run_lives(core.clone(), shutdown.clone()))];
     tasks.push(tokio::spawn(persist::run(core.clone(), shutdown.clone())));
+    tasks.push(tokio::spawn(watch::run(core.clone(), shutdown.clone())));
     core.jobs.resume(&core)?;
     let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)

@@ -3,6 +3,7 @@
 use crate::core::Core;
 use crate::mount::Mounted;
 use crate::namespace::{Who, block_runs};
+use crate::source::read_claims;
 use crate::worker::{WorkerView, fetch_order};
 use forebay_common::token::{self, Claims, UfsSource};
 use forebay_common::{BlockId, Result, WorkerId, clock, err};
@@ -44,19 +45,8 @@ pub fn for_reading(
         }
         needed.extend(block.locations.iter().map(|l| WorkerId(l.worker_id)));
     }
-    let expires_at_ms = clock::now_ms() + core.config.token_ttl_ms;
-    let mut claims = Claims {
-        file_id: inode.id,
-        blocks: block_runs(inode),
-        block_size_bytes: inode.block_size_bytes,
-        length_bytes: inode.length,
-        page_size_bytes: inode.page_size_bytes,
-        rights: token::READ,
-        principal: who.user.clone(),
-        expires_at_ms,
-        ufs: source,
-        ..Claims::default()
-    };
+    let mut claims = Claims { ufs: source, ..read_claims(core, inode, who.user.clone()) };
+    let expires_at_ms = claims.expires_at_ms;
     let mut tokens = Vec::with_capacity(needed.len());
     for id in needed {
         claims.worker_id = id.get();

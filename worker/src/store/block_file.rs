@@ -59,6 +59,23 @@ fn words(bits: usize) -> Vec<AtomicU64> {
     (0..bits.div_ceil(64)).map(|_| AtomicU64::new(0)).collect()
 }
 
+/// So many bits, all of them set.
+fn full(bits: usize) -> Vec<AtomicU64> {
+    let all = words(bits);
+    for i in 0..bits {
+        all[i / 64].fetch_or(1 << (i % 64), Ordering::Relaxed);
+    }
+    all
+}
+
+/// The header file of a block that is all there.
+fn whole_head(header: &Header, chunk_crcs: &[u32]) -> Vec<u8> {
+    let mut raw = header.encode().to_vec();
+    full(header.pages()).iter().for_each(|w| raw.extend_from_slice(&w.load(Ordering::Relaxed).to_le_bytes()));
+    chunk_crcs.iter().for_each(|c| raw.extend_from_slice(&c.to_le_bytes()));
+    raw
+}
+
 fn bit(words: &[AtomicU64], i: usize) -> bool {
     words.get(i / 64).is_some_and(|w| w.load(Ordering::Acquire) & (1 << (i % 64)) != 0)
 }
@@ -93,6 +110,44 @@ impl BlockFile {
             data,
             head,
             map,
+        })
+    }
+
+    /// Makes both files of a block whose bytes are all at hand, every page present, its chunks counted as verified. It is not mapped: it is
+    /// opened anew when it is read. Errors: as `create`.
+    pub fn create_whole(dir: &Arc<Dir>, header: Header, bytes: &[u8]) -> Result<BlockFile> {
+        assert_eq!(bytes.len() as u64, header.length_bytes, "a whole block has all its bytes");
+        let (data_path, head_path) = paths(dir.path(), header.block);
+        let open = |path: &Path| File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
+        let head = match open(&head_path) {
+            // The first block of its shard.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let shard = head_path.parent().unwrap_or(dir.path());
+                std::fs::create_dir_all(shard).map_err(at(shard.display()))?;
+                open(&head_path)
+            }
+            other => other,
+        };
+        let head = head.map_err(at(head_path.display()))?;
+        let crcs: Vec<u32> = checksum::chunk_crcs(bytes).collect();
+        let written = open(&data_path).map_err(at(data_path.display())).and_then(|data| {
+            data.write_all_at(bytes, 0).map_err(at("storing a block"))?;
+            head.write_all_at(&whole_head(&header, &crcs), 0).map_err(at("writing a header"))?;
+            Ok(data)
+        });
+        let data = written.inspect_err(|_| {
+            let _ = (std::fs::remove_file(&data_path), std::fs::remove_file(&head_path));
+        })?;
+        Ok(BlockFile {
+            block: Block::new(header.clone(), dir.clone()),
+            bits: full(header.pages()),
+            verified: full(header.chunks()),
+            crcs: crcs.into_iter().map(AtomicU32::new).collect(),
+            filling: Mutex::new(()),
+            map: None,
+            header,
+            data,
+            head,
         })
     }
 
@@ -187,13 +242,7 @@ impl BlockFile {
     pub fn seal(dir: &Arc<Dir>, header: Header, data: File, chunk_crcs: &[u32]) -> Result<BlockFile> {
         assert_eq!(chunk_crcs.len(), header.chunks(), "a sealed block has a checksum for each chunk");
         let (_, head_path) = paths(dir.path(), header.block);
-        let mut raw = header.encode().to_vec();
-        let full = words(header.pages());
-        (0..header.pages()).for_each(|p| {
-            full[p / 64].fetch_or(1 << (p % 64), Ordering::Relaxed);
-        });
-        full.iter().for_each(|w| raw.extend_from_slice(&w.load(Ordering::Relaxed).to_le_bytes()));
-        chunk_crcs.iter().for_each(|c| raw.extend_from_slice(&c.to_le_bytes()));
+        let raw = whole_head(&header, chunk_crcs);
         let head = File::options().read(true).write(true).create_new(true).mode(0o600).open(&head_path).map_err(at(head_path.display()))?;
         head.write_all_at(&raw, 0).map_err(at("writing a header"))?;
         let block = Block::new(header.clone(), dir.clone());
@@ -203,13 +252,9 @@ impl BlockFile {
             File::open(shard).and_then(|d| d.sync_all()).map_err(at("fsync of a tier folder"))?;
             File::open(dir.path()).and_then(|d| d.sync_all()).map_err(at("fsync of a tier folder"))?;
         }
-        let verified = words(header.chunks());
-        (0..header.chunks()).for_each(|c| {
-            verified[c / 64].fetch_or(1 << (c % 64), Ordering::Relaxed);
-        });
         Ok(BlockFile {
-            bits: full,
-            verified,
+            bits: full(header.pages()),
+            verified: full(header.chunks()),
             crcs: chunk_crcs.iter().map(|c| AtomicU32::new(*c)).collect(),
             filling: Mutex::new(()),
             map: map_data(dir.medium(), &data, header.length_bytes)?,

@@ -272,6 +272,11 @@ impl BlockStore {
         self.index.get(id).is_some()
     }
 
+    /// Whether a block is here with all its bytes; not a use of it.
+    pub fn has_bytes(&self, id: BlockId, length: u64) -> bool {
+        self.index.get(id).is_some_and(|block| block.cached_bytes() == length)
+    }
+
     /// Whether this very block is here, and not gone, or moved.
     pub fn is_current(&self, block: &Arc<Block>) -> bool {
         self.index.contains(block)
@@ -374,6 +379,62 @@ impl BlockStore {
         Ok(file)
     }
 
+    /// Stores a block that is all at hand, room made first; where its files are there already, what is missing of them. Blocks the
+    /// thread. For blocks of one page. Errors: `NoSpace`, the disk's; `Busy` while an older one of its id is on the move.
+    pub fn store_whole(&self, header: Header, bytes: &[u8]) -> Result<()> {
+        let id = header.block;
+        let fill = |file: Arc<BlockFile>| {
+            if file.header.length_bytes != header.length_bytes {
+                return Err(err!(Corrupt, "block {id} has another length than its file says"));
+            }
+            self.fill_page(&file, 0, bytes)
+        };
+        if let Some(file) = self.get(id) {
+            return fill(file);
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(err!(NoSpace, "this worker is to leave: it keeps nothing new"));
+        }
+        let dir = self.choose(header.length_bytes)?;
+        let room = header.length_bytes + header.file_bytes() as u64;
+        self.make_share_room(header.mount(), room)?;
+        self.reserve(&dir, room)?;
+        let entered = {
+            let mut shard = self.index.shard(id);
+            if shard.contains_key(&id) {
+                Ok(false)
+            } else if *lock(&self.moving) == Some(id) {
+                Err(err!(Busy, "block {id} is on the move"))
+            } else {
+                let make = || BlockFile::create_whole(&dir, header.clone(), bytes);
+                let made = make().or_else(|e| {
+                    if e.kind() != ErrorKind::AlreadyExists {
+                        return Err(e);
+                    }
+                    // What a crash left, or a block that could not be opened.
+                    remove_files(&dir, id);
+                    make()
+                });
+                made.inspect_err(|e| dir.note_error(e)).map(|file| {
+                    self.enter_closed(&mut shard, &file);
+                    true
+                })
+            }
+        };
+        dir.release(room);
+        if entered? {
+            let counters = self.counters_of(&dir);
+            counters.bytes_in.inc_by(bytes.len() as u64);
+            counters.misses.inc();
+            self.note_changed(id);
+            return Ok(());
+        }
+        match self.get(id) {
+            Some(file) => fill(file),
+            None => Err(err!(Unavailable, "block {id} was evicted while it was stored")),
+        }
+    }
+
     /// Takes a sealed block in. Errors: `AlreadyExists`; the block that is there stays as it is, the new files go.
     pub fn insert(&self, file: Arc<BlockFile>) -> Result<()> {
         let id = file.header.block;
@@ -388,10 +449,16 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Writes a block into the index, the policy and the accounting.
+    /// Writes a block into the index, the policy and the accounting, and keeps its files open.
     fn enter(&self, shard: &mut Shard, file: &Arc<BlockFile>) {
+        *file.block.open_files() = Arc::downgrade(file);
+        self.enter_closed(shard, file);
+        self.open.keep(file);
+    }
+
+    /// The same for one whose files are to be closed.
+    fn enter_closed(&self, shard: &mut Shard, file: &BlockFile) {
         let block = &file.block;
-        *block.open_files() = Arc::downgrade(file);
         block.set_cached_bytes(file.cached_bytes());
         if let Some(evictable) = block.evictable() {
             block.dir.policy().insert(evictable);
@@ -401,7 +468,6 @@ impl BlockStore {
         assert!(before.is_none(), "a block is entered once");
         block.set_share(self.shares.get(block.header.mount()));
         Self::recharge(file);
-        self.open.keep(file);
         self.look_at_watermark(&block.dir);
     }
 

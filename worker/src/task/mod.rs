@@ -26,6 +26,8 @@ gauge!(RUNNING, "forebay_worker_tasks_running", "tasks of the master that are un
 const TASKS_MAX: usize = 512;
 /// Blocks loaded at once; fewer than the runs that may wait to be stored.
 const LOADS_AT_ONCE: usize = 24;
+/// Small blocks that one turn loads.
+const SMALL_TOGETHER: usize = 32;
 /// Blocks copied at once.
 const COPIES_AT_ONCE: usize = 8;
 /// Files written out at once.
@@ -78,17 +80,18 @@ pub async fn run(core: Arc<Core>, incarnation: u64, shutdown: CancellationToken)
         };
         match taken {
             Ok(taken) => {
-                for task in taken.into_inner().tasks {
-                    lock(&ids).insert(task.id);
-                    let (core, turns, sender, id) = (core.clone(), turns.clone(), sender.clone(), task.id);
+                let tasks = taken.into_inner().tasks;
+                lock(&ids).extend(tasks.iter().map(|task| task.id));
+                for together in together(tasks) {
+                    let (core, turns, sender) = (core.clone(), turns.clone(), sender.clone());
+                    let named: Vec<u64> = together.iter().map(|task| task.id).collect();
                     tokio::spawn(async move {
-                        // However it ends, it has an outcome.
-                        let ended = tokio::spawn(async move { carry_out(&core, &turns, task).await }).await;
-                        let outcome = ended.unwrap_or_else(|e| {
-                            FAILED.inc();
-                            TaskOutcome { id, error: Some(ErrorInfo::from(&err!(Internal, "task: {e}"))), ..TaskOutcome::default() }
-                        });
-                        let _ = sender.send(outcome).await;
+                        // However they end, they have outcomes.
+                        let ended = tokio::spawn(async move { carry_out_all(&core, &turns, together).await }).await;
+                        let outcomes = ended.unwrap_or_else(|e| named.into_iter().map(|id| outcome(id, Err(err!(Internal, "task: {e}")))).collect());
+                        for outcome in outcomes {
+                            let _ = sender.send(outcome).await;
+                        }
                     });
                 }
             }
@@ -103,27 +106,60 @@ pub async fn run(core: Arc<Core>, incarnation: u64, shutdown: CancellationToken)
     }
 }
 
-async fn carry_out(core: &Arc<Core>, turns: &Turns, task: Task) -> TaskOutcome {
+/// Tasks that are done together: small loads by the batch, all others one by one.
+fn together(tasks: Vec<Task>) -> Vec<Vec<Task>> {
+    let (small, others): (Vec<Task>, Vec<Task>) =
+        tasks.into_iter().partition(|task| matches!(&task.what, Some(What::Load(order)) if load::is_small(order)));
+    let mut small = small.into_iter().peekable();
+    let mut all: Vec<Vec<Task>> = others.into_iter().map(|task| vec![task]).collect();
+    while small.peek().is_some() {
+        all.push(small.by_ref().take(SMALL_TOGETHER).collect());
+    }
+    all
+}
+
+async fn carry_out_all(core: &Arc<Core>, turns: &Turns, mut tasks: Vec<Task>) -> Vec<TaskOutcome> {
+    if tasks.len() > 1 {
+        return load_small(core, turns, tasks).await;
+    }
+    let Some(task) = tasks.pop() else { return Vec::new() };
     let id = task.id;
-    let done = async {
-        let turn = |semaphore| async move { Semaphore::acquire(semaphore).await.map_err(|_| err!(Unavailable, "the worker is stopping")) };
-        match task.what {
-            Some(What::Load(order)) => {
-                let _turn = turn(&turns.loads).await?;
-                load::load(core, order).await.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() })
-            }
-            Some(What::Copy(order)) => {
-                let _turn = turn(&turns.copies).await?;
-                copy::copy(core, &order).await.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() })
-            }
-            Some(What::WriteOut(order)) => {
-                let _turn = turn(&turns.writes).await?;
-                write_out::write_out(core, order).await
-            }
-            None => Err(err!(Unsupported, "this worker does not know that kind of task: start the newer version")),
+    vec![outcome(id, carry_out(core, turns, task).await)]
+}
+
+async fn load_small(core: &Arc<Core>, turns: &Turns, tasks: Vec<Task>) -> Vec<TaskOutcome> {
+    let (mut ids, mut orders) = (Vec::with_capacity(tasks.len()), Vec::with_capacity(tasks.len()));
+    for task in tasks {
+        if let Some(What::Load(order)) = task.what {
+            ids.push(task.id);
+            orders.push(order);
         }
-    };
-    let done: Result<TaskOutcome> = done.await;
+    }
+    let Ok(_turn) = turns.loads.acquire().await else { return Vec::new() };
+    let done = load::load_small(core, orders).await;
+    ids.into_iter().zip(done).map(|(id, done)| outcome(id, done.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() }))).collect()
+}
+
+async fn carry_out(core: &Arc<Core>, turns: &Turns, task: Task) -> Result<TaskOutcome> {
+    let turn = |semaphore| async move { Semaphore::acquire(semaphore).await.map_err(|_| err!(Unavailable, "the worker is stopping")) };
+    match task.what {
+        Some(What::Load(order)) => {
+            let _turn = turn(&turns.loads).await?;
+            load::load(core, order).await.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() })
+        }
+        Some(What::Copy(order)) => {
+            let _turn = turn(&turns.copies).await?;
+            copy::copy(core, &order).await.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() })
+        }
+        Some(What::WriteOut(order)) => {
+            let _turn = turn(&turns.writes).await?;
+            write_out::write_out(core, order).await
+        }
+        None => Err(err!(Unsupported, "this worker does not know that kind of task: start the newer version")),
+    }
+}
+
+fn outcome(id: u64, done: Result<TaskOutcome>) -> TaskOutcome {
     match done {
         Ok(outcome) => {
             DONE.inc();

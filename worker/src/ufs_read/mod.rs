@@ -177,6 +177,120 @@ async fn fetch_run(core: &Arc<Core>, block: Option<Arc<BlockFile>>, target: &Tar
     }
 }
 
+/// A block of one page that is to be fetched, by whoever has put it among the flights.
+struct Small {
+    index: usize,
+    target: Target,
+    source: UfsSource,
+    sender: watch::Sender<Progress>,
+}
+
+/// Has many small blocks cached, each of one page, with as few changes of thread as possible: where the store is a file system, one
+/// thread reads and stores them all. Returns the bytes fetched for each, or why it is not here.
+pub async fn load_small(core: &Arc<Core>, targets: Vec<Target>) -> Vec<Result<u64>> {
+    let mut outcomes: Vec<Result<u64>> = targets.iter().map(|_| Ok(0)).collect();
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    {
+        let mut flights = core.fetcher.flights();
+        for (index, target) in targets.into_iter().enumerate() {
+            assert_eq!(target.header.pages(), 1, "small blocks have one page");
+            let key = (target.block, 0);
+            if core.store.has_bytes(target.block, target.header.length_bytes) {
+                continue;
+            }
+            match (flights.get(&key).filter(|f| f.has_changed().is_ok() || f.borrow().settled), target.source.clone()) {
+                (Some(flight), _) => others.push((index, Awaited(flight.clone()))),
+                (None, None) => {
+                    outcomes[index] = Err(err!(NotFound, "block {} is not on this worker, and its file is in no under store", target.block));
+                }
+                (None, Some(source)) => {
+                    let (sender, receiver) = watch::channel(Progress::default());
+                    flights.insert(key, receiver);
+                    own.push(Small { index, target, source, sender });
+                }
+            }
+        }
+    }
+    let fetched = fetch_small(core, own).await;
+    for (index, outcome) in fetched {
+        outcomes[index] = outcome;
+    }
+    for (index, awaited) in others {
+        COALESCED.inc();
+        outcomes[index] = awaited.settled().await.map(|()| 0);
+    }
+    outcomes
+}
+
+async fn fetch_small(core: &Arc<Core>, own: Vec<Small>) -> Vec<(usize, Result<u64>)> {
+    if own.is_empty() {
+        return Vec::new();
+    }
+    // What is left in the table when this ends early would be waited for in vain: see `request`.
+    let blocking = match core.under_store(MountId(own[0].source.mount_id)).await {
+        Ok(store) if store.reads_block() && own.iter().all(|s| s.source.mount_id == own[0].source.mount_id) => Some(store),
+        _ => None,
+    };
+    let length = |small: &Small| small.target.header.length_bytes as usize;
+    let mut fetched = Vec::with_capacity(own.len());
+    match &blocking {
+        // Its limits are waited for here; reading itself is left to the thread that stores.
+        Some(store) => {
+            for small in &own {
+                fetched.push(store.admit_read(&small.source.key, length(small)).await.map(|()| None));
+            }
+        }
+        None => {
+            let all = own.iter().map(|small| fetch(core, &small.source, small.target.file_offset, length(small)));
+            fetched.extend(futures::future::join_all(all).await.into_iter().map(|bytes| bytes.map(Some)));
+        }
+    }
+    let at_work = core.clone();
+    let stored = tokio::task::spawn_blocking(move || {
+        let take = |(small, fetched): (Small, Result<Option<Bytes>>)| {
+            let bytes = match (fetched, &blocking) {
+                (Ok(None), Some(store)) => read_small(store, &small),
+                (Ok(bytes), _) => bytes.ok_or_else(|| err!(Internal, "a fetch ended without an outcome")),
+                (Err(e), _) => Err(e),
+            };
+            (small.index, take_small(&at_work, &small, bytes))
+        };
+        own.into_iter().zip(fetched).map(take).collect()
+    });
+    stored.await.unwrap_or_else(|e| {
+        tracing::error!(error = %e, "storing small blocks failed");
+        Vec::new()
+    })
+}
+
+fn read_small(store: &forebay_ufs::UnderStore, small: &Small) -> Result<Bytes> {
+    let (source, length) = (&small.source, small.target.header.length_bytes as usize);
+    match store.read_blocking(&source.key, small.target.file_offset, length, &source.fingerprint) {
+        Err(e) if e.kind() == ErrorKind::NotFound && !source.previous_key.is_empty() => {
+            store.read_blocking(&source.previous_key, small.target.file_offset, length, &source.fingerprint)
+        }
+        other => other,
+    }
+}
+
+/// Tells who waits, stores, and ends the flight.
+fn take_small(core: &Core, small: &Small, fetched: Result<Bytes>) -> Result<u64> {
+    small.sender.send_replace(Progress { fetched: Some(fetched.clone()), settled: false });
+    let outcome = fetched.and_then(|bytes| {
+        FETCHED.inc_by(bytes.len() as u64);
+        core.store.store_whole(small.target.header.clone(), &bytes).inspect_err(|_| UNSTORED.inc())?;
+        Ok(bytes.len() as u64)
+    });
+    if let Err(e) = &outcome
+        && e.kind() == ErrorKind::FileChanged
+    {
+        core.reporter.note_changed_file(small.target.header.file, &small.source.fingerprint);
+    }
+    small.sender.send_modify(|progress| progress.settled = true);
+    core.fetcher.flights().remove(&(small.target.block, 0));
+    outcome
+}
+
 async fn store_pages(core: &Arc<Core>, block: Arc<BlockFile>, slices: Vec<(usize, Bytes)>) {
     let store = core.store.clone();
     store.counters_of(&block.block.dir).misses.inc_by(slices.len() as u64);
