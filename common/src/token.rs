@@ -5,7 +5,7 @@
 //! bytes are and which version was opened, so that the holder can have missing pages fetched, and nothing else.
 //!
 //! Invariants: the MAC is compared in constant time; claims are decoded only after the MAC held; a token is good for
-//! one worker only.
+//! the workers that it names only.
 
 use crate::{BlockId, InodeId, MountId, Result, WorkerId, err};
 use hmac::{Hmac, Mac};
@@ -47,7 +47,7 @@ pub struct Claims {
     /// The file.
     #[prost(uint64, tag = "1")]
     pub file_id: u64,
-    /// Its blocks in order; block `i` starts at `i * block_size_bytes`.
+    /// Its blocks in order, all of them or some; block `i` of the file starts at `i * block_size_bytes`.
     #[prost(message, repeated, tag = "2")]
     pub blocks: Vec<BlockRun>,
     /// Bytes in every block but the last.
@@ -65,7 +65,7 @@ pub struct Claims {
     /// On whose behalf.
     #[prost(string, tag = "7")]
     pub principal: String,
-    /// The only worker that takes this token.
+    /// The worker that takes this token, but for `other_workers`.
     #[prost(uint64, tag = "8")]
     pub worker_id: u64,
     /// Good until then, Unix milliseconds.
@@ -83,6 +83,12 @@ pub struct Claims {
     /// The mount that a written file lies in; in a token for reading `ufs` says it.
     #[prost(uint64, tag = "13")]
     pub mount_id: u64,
+    /// Which block of the file the first one of `blocks` is.
+    #[prost(uint64, tag = "14")]
+    pub first_index: u64,
+    /// More workers that take this token: of a Hadoop client's block, which has one token for all of its replicas.
+    #[prost(uint64, repeated, tag = "15")]
+    pub other_workers: Vec<u64>,
 }
 
 /// The right to read.
@@ -93,7 +99,7 @@ pub const WRITE: u32 = 2;
 impl Claims {
     /// The position of `block` in the file, if the token covers it.
     pub fn block_index(&self, block: BlockId) -> Option<u64> {
-        let mut before = 0;
+        let mut before = self.first_index;
         for run in &self.blocks {
             if let Some(i) = block.get().checked_sub(run.first)
                 && i < run.count
@@ -204,7 +210,7 @@ impl KeyRing {
         let mac = key.mac(&signed.claims).map_err(|e| refuse(e.message()))?;
         mac.verify_slice(&signed.mac).map_err(|_| refuse("block token with a wrong signature"))?;
         let claims = Claims::decode(signed.claims.as_slice()).map_err(|_| refuse("malformed block token"))?;
-        if claims.worker_id != worker.get() {
+        if claims.worker_id != worker.get() && !claims.other_workers.contains(&worker.get()) {
             return Err(refuse("block token for another worker"));
         }
         if claims.expires_at_ms.saturating_add(CLOCK_SKEW_TOLERANCE_MS) < now_ms {
@@ -246,6 +252,23 @@ mod tests {
             "0809123108071204080a1002120408281001186420fa01283230013a0170400348c0843d520b\
                     080112016b1a0166220170580160061a206ed72cf4168d85f10a41f281490c1e17069e7b1d2c6f47c589e8f85c9199423a"
         );
+    }
+
+    /// One block of a file, for several workers.
+    #[test]
+    fn a_block_alone_has_its_place_and_its_workers() {
+        let one = Claims { blocks: vec![BlockRun { first: 40, count: 1 }], first_index: 2, other_workers: vec![4, 5], ..claims() };
+        assert_eq!((one.block_span(BlockId(40)), one.block_span(BlockId(10))), (Some((200, 50)), None));
+        let hex: String =
+            Claims { first_index: 2, other_workers: vec![4, 5], ..Claims::default() }.encode_to_vec().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "70027a020405");
+        let key = TokenKey::generate();
+        let token = key.sign(&one).unwrap();
+        let ring = KeyRing::default();
+        ring.set(vec![key]);
+        for (worker, taken) in [(3, true), (4, true), (5, true), (6, false)] {
+            assert_eq!(ring.verify(&token, WorkerId(worker), READ, 0).is_ok(), taken);
+        }
     }
 
     #[test]

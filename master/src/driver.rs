@@ -7,6 +7,7 @@
 use crate::core::Core;
 use crate::drain::Drain;
 use crate::free;
+use crate::hadoop;
 use crate::namespace::Found;
 use crate::persist::PUBLISH_TTL_MS;
 use crate::replicate::Replicate;
@@ -349,8 +350,14 @@ async fn expire_leases(core: &Arc<Core>, all: bool) {
     for lease in leases.into_iter().filter(|l| l.expires_at_ms <= now && (all || l.publishing)) {
         if lease.publishing {
             tracing::info!(file = lease.file_id, "a publication was not heard of again: the file is written out anew");
-        } else {
+        } else if lease.holder.is_empty() {
             tracing::info!(file = lease.file_id, principal = lease.principal, "a lease ran out: the unfinished file is removed");
+        }
+        if !lease.holder.is_empty() {
+            if let Err(e) = hadoop::recover(core, &lease).await {
+                tracing::warn!(error = %e, file = lease.file_id, "a file of a Hadoop client could not be completed; it is tried again");
+            }
+            continue;
         }
         let op = Abandon { file_id: lease.file_id, lease_id: lease.id, expired_only: true };
         match core.own_change(Op::Abandon(op)).await {

@@ -10,6 +10,7 @@ mod core;
 mod drain;
 mod driver;
 mod free;
+mod hadoop;
 mod identity;
 mod job;
 pub mod journal;

@@ -17,7 +17,7 @@ use forebay_proto::{AtRisk, AtRiskFile, Caller, WriteOut};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 counter!(PERSISTED, "forebay_master_persisted_files_total", "acknowledged files that got to their under store");
@@ -65,10 +65,16 @@ struct State {
     failing_active: usize,
 }
 
-#[derive(Default)]
 pub struct Persist {
     state: Mutex<State>,
     wake: Notify,
+    finished: watch::Sender<u64>,
+}
+
+impl Default for Persist {
+    fn default() -> Self {
+        Persist { state: Mutex::default(), wake: Notify::default(), finished: watch::Sender::new(0) }
+    }
 }
 
 /// While it lives, nothing at or below its paths begins to be published.
@@ -96,6 +102,11 @@ impl Persist {
     /// There may be something new to do.
     pub fn wake(&self) {
         self.wake.notify_one();
+    }
+
+    /// Changes whenever a file got to its store.
+    pub fn finished(&self) -> watch::Receiver<u64> {
+        self.finished.subscribe()
     }
 
     fn pause(&self, paths: &[&AbsPath]) -> Pause<'_> {
@@ -248,6 +259,7 @@ impl Persist {
             }
             Ok(None) => {
                 PERSISTED.inc();
+                self.finished.send_modify(|n| *n += 1);
                 state.waiting.remove(&record.id);
                 // The store takes files again: the others of its mount need not wait on.
                 if state.failing.remove(&mount_id) {

@@ -190,8 +190,22 @@ fn records_of_the_store() {
     let counters = store::Counters { next_persist_id: 1, unpersisted_files: 2, unpersisted_bytes: 3, next_job_id: 4, ..Default::default() };
     check(&counters, "5001580260036804");
     check(&store::Link { parent_id: 1, name: b("n") }, "080112016e");
-    let lease = store::Lease { id: 1, file_id: 2, expires_at_ms: 3, ttl_ms: 4, principal: "p".into(), worker_id: 5, publishing: false };
+    let lease = store::Lease {
+        id: 1,
+        file_id: 2,
+        expires_at_ms: 3,
+        ttl_ms: 4,
+        principal: "p".into(),
+        worker_id: 5,
+        publishing: false,
+        holder: String::new(),
+    };
     check(&lease, "08011002180320042a01703005");
+    check(&store::Lease { holder: "c".into(), ..Default::default() }, "420163");
+    check(&store::Inode { hadoop_replication: 1, accessed_ms: 2, ..Default::default() }, "880201900202");
+    check(&journal::Create { holder: "c".into(), hadoop_replication: 1, ..Default::default() }, "7a0163800101");
+    check(&journal::AbandonBlock { file_id: 1, lease_id: 2, block_id: 3 }, "080110021803");
+    check(&journal::SetAttributes { accessed_ms: Some(1), hadoop_replication: Some(2), ..Default::default() }, "48015002");
     let pending = store::Pending {
         id: 1,
         mount_id: 2,

@@ -147,8 +147,12 @@ impl Cluster {
 
     fn master_command(&self) -> Command {
         let port = self.address.rsplit(':').next().expect("port").to_owned();
-        let mut settings: Settings =
-            vec![("master.data_dir", quoted(self.dir.path().join("master").display())), ("master.rpc_port", port), ("master.web_port", "0".into())];
+        let mut settings: Settings = vec![
+            ("master.data_dir", quoted(self.dir.path().join("master").display())),
+            ("master.rpc_port", port),
+            ("master.web_port", "0".into()),
+            ("master.hadoop_port", "0".into()),
+        ];
         settings.extend(self.settings.iter().filter(|(k, _)| !k.starts_with("worker.")).cloned());
         let config = self.dir.path().join("master.toml");
         std::fs::write(&config, toml(&settings) + &self.master_extra).expect("config");
@@ -175,6 +179,7 @@ impl Cluster {
             ("worker.socket_dir", quoted(self.socket_dir().display())),
             ("worker.data_port", "0".into()),
             ("worker.web_port", "0".into()),
+            ("worker.hadoop_port", "0".into()),
             ("worker.heartbeat_interval_ms", "200".into()),
             ("client.master", quoted(&self.address)),
         ];

@@ -7,7 +7,7 @@ use crate::scrub;
 use crate::session::{self, Socket};
 use crate::store::BlockStore;
 use crate::ufs_read::Fetcher;
-use crate::{task, web};
+use crate::{hadoop, task, web};
 use forebay_common::config::Config;
 use forebay_common::error::at;
 use forebay_common::token::KeyRing;
@@ -33,6 +33,8 @@ pub struct WorkerHandle {
     pub data_addr: SocketAddr,
     /// `/metrics`, `/healthz`.
     pub web_addr: SocketAddr,
+    /// Block bytes for Hadoop's clients.
+    pub hadoop_addr: SocketAddr,
     /// The Unix socket.
     pub socket_path: PathBuf,
     /// The first folder of the first tier.
@@ -68,7 +70,10 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
     let id = read_or_draw_id(&worker.data_dir)?;
     let tcp = bind(&worker.bind, worker.data_port, "worker.data_port").await?;
     let web = bind(&worker.bind, worker.web_port, "worker.web_port").await?;
+    let hadoop_listener = bind(&worker.bind, worker.hadoop_port, "worker.hadoop_port").await?;
     let (data_addr, web_addr) = (tcp.local_addr().map_err(at("socket"))?, web.local_addr().map_err(at("socket"))?);
+    let hadoop_addr = hadoop_listener.local_addr().map_err(at("socket"))?;
+    let ip = ip_of(worker.host()).await?;
     let mem_dir = worker.tiers()[0].dirs[0].path.clone();
     let reporter = Reporter::default();
     let options = worker.clone();
@@ -83,6 +88,9 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
         web_port: u32::from(web_addr.port()),
         socket_path: socket_path.to_string_lossy().into_owned(),
         host_id: host_id(),
+        hadoop_port: u32::from(hadoop_addr.port()),
+        ip,
+        hadoop_host: worker.hadoop_host.clone(),
     };
     let core = Arc::new(Core {
         id,
@@ -102,13 +110,14 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
     let tasks = vec![
         tokio::spawn(accept_tcp(core.clone(), tcp, shutdown.clone())),
         tokio::spawn(accept_unix(core.clone(), unix, shutdown.clone())),
+        tokio::spawn(hadoop::serve(hadoop_listener, core.clone(), shutdown.clone())),
         tokio::spawn(heartbeat.run(registered_sender, shutdown.clone())),
         tokio::spawn(task::run(core.clone(), incarnation, shutdown.clone())),
         tokio::spawn(scrub::run(core, shutdown.clone())),
         tokio::spawn(web::serve(web, shutdown)),
     ];
     tracing::info!(worker = %id, %data_addr, socket = %socket_path.display(), "worker is up");
-    Ok(WorkerHandle { id, data_addr, web_addr, socket_path, mem_dir, registered, tasks })
+    Ok(WorkerHandle { id, data_addr, web_addr, hadoop_addr, socket_path, mem_dir, registered, tasks })
 }
 
 /// Each block keeps two descriptors: as many as the system lets us have.
@@ -122,6 +131,18 @@ fn raise_descriptor_limit() {
 
 async fn bind(host: &str, port: u16, key: &str) -> Result<TcpListener> {
     TcpListener::bind((host, port)).await.map_err(|e| forebay_common::Error::io(format!("binding {host}:{port} ({key}; 0 takes any free port)"), &e))
+}
+
+/// The address that others reach this worker by: Hadoop's clients are told a number beside the name.
+async fn ip_of(host: &str) -> Result<String> {
+    if let Ok(ip) = host.parse::<std::net::IpAddr>() {
+        return Ok(ip.to_string());
+    }
+    let mut found = tokio::net::lookup_host((host, 0)).await.map_err(at(format!("worker.advertise_host {host}")))?;
+    // Hadoop's clients are at home in IPv4.
+    let all: Vec<SocketAddr> = found.by_ref().collect();
+    let best = all.iter().find(|a| a.is_ipv4()).or(all.first());
+    best.map(|a| a.ip().to_string()).ok_or_else(|| err!(NotFound, "worker.advertise_host {host} has no address"))
 }
 
 /// The socket is reachable by every local user: what counts is the block token.

@@ -18,6 +18,14 @@ pub struct MasterConfig {
     pub rpc_port: u16,
     /// `/metrics`, `/healthz`. 0 takes any free one.
     pub web_port: u16,
+    /// Hadoop's clients call this port (`hdfs://HOST:8020`). 0 takes any free one.
+    pub hadoop_port: u16,
+    /// Connections of Hadoop's clients served at once; a further one is refused.
+    pub hadoop_connections_max: usize,
+    /// Calls of one such connection under way at once; further ones wait.
+    pub hadoop_calls_max: usize,
+    /// Bytes of one such call.
+    pub hadoop_frame_max: ByteSize,
     /// Block size of new and newly seen files.
     pub block_size: ByteSize,
     /// Page size: how much a read of a cold file fetches at least.
@@ -53,6 +61,10 @@ impl Default for MasterConfig {
             bind: "127.0.0.1".into(),
             rpc_port: 19998,
             web_port: 19999,
+            hadoop_port: 8020,
+            hadoop_connections_max: 4_096,
+            hadoop_calls_max: 256,
+            hadoop_frame_max: ByteSize::mib(64),
             block_size: ByteSize::mib(128),
             page_size: ByteSize::mib(1),
             sync_interval_ms: 60_000,
@@ -78,6 +90,9 @@ impl MasterConfig {
         }
         if !PAGE_SIZE_RANGE_BYTES.contains(&page) || !page.is_power_of_two() {
             return Err(err!(InvalidArgument, "master.page_size = {page}: must be a power of two between 64 KiB and 64 MiB"));
+        }
+        if self.hadoop_connections_max == 0 || self.hadoop_calls_max == 0 {
+            return Err(err!(InvalidArgument, "master.hadoop_connections_max and hadoop_calls_max must be at least 1"));
         }
         if self.journal_batch_max_commands == 0 || self.journal_queue_max_commands == 0 {
             return Err(err!(InvalidArgument, "master.journal_*_max_commands must be at least 1"));

@@ -12,6 +12,8 @@ pub struct SecurityConfig {
     pub allow_insecure_bind: bool,
     /// File whose contents master and workers share; a worker without it is refused. Empty: any worker that can reach the port.
     pub cluster_secret_file: PathBuf,
+    /// Users that may act for others, as Hadoop's services do for those who call them (`hadoop.proxyuser` there).
+    pub proxy_users: Vec<String>,
     /// Members of this group are superusers, beside the user who started the master.
     pub superuser_group: String,
 }

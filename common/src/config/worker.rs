@@ -1,6 +1,7 @@
 //! Section `[worker]`.
 
 use super::tier::{AllocatePolicy, EvictPolicy, Medium, TierConfig, TierDir};
+use crate::limits::CHUNK_SIZE_BYTES;
 use crate::{Result, err};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,16 @@ pub struct WorkerConfig {
     pub data_port: u16,
     /// `/metrics`, `/healthz`. 0 takes any free port.
     pub web_port: u16,
+    /// Block bytes for Hadoop's clients over TCP (DataTransferProtocol). 0 takes any free port.
+    pub hadoop_port: u16,
+    /// What Hadoop's schedulers call this machine; `advertise_host` when empty.
+    pub hadoop_host: String,
+    /// Connections of Hadoop's clients served at once; a further one is refused.
+    pub hadoop_connections_max: usize,
+    /// Whether what they read carries checksums (CRC32C): without, a bit that flips on the way is not noticed.
+    pub hadoop_checksums: bool,
+    /// Bytes per checksum of what they read: a small read ships up to twice as many.
+    pub hadoop_chunk: ByteSize,
     /// Folder of the Unix sockets; the worker's own is `worker-<id>.sock` in it.
     pub socket_dir: PathBuf,
     /// Folder of the MEM tier; used where `tiers` is empty.
@@ -92,6 +103,11 @@ impl Default for WorkerConfig {
             advertise_host: String::new(),
             data_port: 29998,
             web_port: 30000,
+            hadoop_port: 9866,
+            hadoop_host: String::new(),
+            hadoop_connections_max: 4_096,
+            hadoop_checksums: true,
+            hadoop_chunk: ByteSize::kib(64),
             socket_dir: super::client::default_socket_dir(),
             mem_quota: ByteSize::gib(1),
             mem_mount: MemMount::Auto,
@@ -144,6 +160,13 @@ impl WorkerConfig {
         }
         if !(1..=100).contains(&self.watermark_high_percent) || self.watermark_low_percent > self.watermark_high_percent {
             return Err(err!(InvalidArgument, "worker.watermark_low_percent must be at most watermark_high_percent, and that 1 to 100"));
+        }
+        let chunk = self.hadoop_chunk.as_u64();
+        if !(512..=CHUNK_SIZE_BYTES as u64).contains(&chunk) || !chunk.is_power_of_two() {
+            return Err(err!(InvalidArgument, "worker.hadoop_chunk = {chunk}: must be a power of two from 512 to {CHUNK_SIZE_BYTES}"));
+        }
+        if self.hadoop_connections_max == 0 {
+            return Err(err!(InvalidArgument, "worker.hadoop_connections_max must be at least 1"));
         }
         if self.fetch_concurrency == 0 || self.sessions_max == 0 || self.fetch_range.as_u64() == 0 {
             return Err(err!(InvalidArgument, "worker.fetch_concurrency, fetch_range and sessions_max must be at least 1"));

@@ -36,6 +36,12 @@ pub fn set(c: &mut Context<'_, '_>, op: &SetAttributes) -> Result<()> {
     if let Some(ms) = op.modified_ms {
         inode.modified_ms = ms;
     }
+    if let Some(ms) = op.accessed_ms {
+        inode.accessed_ms = ms;
+    }
+    if let Some(replication) = op.hadoop_replication {
+        inode.hadoop_replication = replication;
+    }
     if let Some(pinned) = op.pinned {
         if inode.folder {
             return Err(err!(IsADirectory, "{path} is a folder: the files in it are pinned one by one"));

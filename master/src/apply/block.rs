@@ -44,6 +44,20 @@ pub fn free_all(c: &mut Context<'_, '_>, inode: &mut Inode) {
     }
 }
 
+/// Gives up the last id of a run of a file, of which `left` before it stay. Runs joined in a file's list may be several records.
+pub fn free_last(c: &mut Context<'_, '_>, owner: InodeId, first: u64, left: u64) {
+    use crate::store::Reader;
+    let last = first + left;
+    let record = c.txn.at_or_below(Cf::Block, &id_key(last)).ok().flatten();
+    let start = record.and_then(|(key, _)| key.try_into().ok()).map_or(last, u64::from_be_bytes);
+    c.txn.delete_id(Cf::Block, start);
+    if start < last {
+        put_run(c, start, last - start, owner);
+    }
+    c.reply.freed_first.push(last);
+    c.reply.freed_count.push(1);
+}
+
 /// Gives up ids `first..first + count`. The records of runs inside them go; those that only overlap are the caller's to rewrite.
 pub fn free_run(c: &mut Context<'_, '_>, first: u64, count: u64) {
     use crate::store::Reader;

@@ -63,12 +63,11 @@ impl<'a, 't> Context<'a, 't> {
         id
     }
 
-    /// A new lease of the caller's on a file. The caller writes its id into the inode.
-    pub fn grant_lease(&mut self, file_id: u64, ttl_ms: u64, worker_id: u64, publishing: bool) -> u64 {
+    /// A new lease of the caller's, with file, time, worker and holder as given. The caller writes its id into the inode.
+    pub fn grant_lease(&mut self, lease: Lease) -> u64 {
         let id = self.counters.next_lease_id;
         self.counters.next_lease_id += 1;
-        let principal = self.who.user.clone();
-        let lease = Lease { id, file_id, expires_at_ms: self.now_ms() + ttl_ms, ttl_ms, principal, worker_id, publishing };
+        let lease = Lease { id, expires_at_ms: self.now_ms() + lease.ttl_ms, principal: self.who.user.clone(), ..lease };
         self.txn.put(Cf::Lease, &id_key(id), &lease);
         self.reply.lease_id = id;
         id

@@ -6,7 +6,7 @@ use crate::namespace::{self, WRITE, block_ids, blocks_for};
 use crate::store::{Cf, Reader, id_key, leaving_key};
 use forebay_common::limits::{BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX, BLOCKS_PER_FILE_MAX};
 use forebay_common::{InodeId, Result, err};
-use forebay_proto::journal::{Abandon, AddBlocks, Complete, Create, RenewLease};
+use forebay_proto::journal::{Abandon, AbandonBlock, AddBlocks, Complete, Create, RenewLease};
 use forebay_proto::store::{Inode, Lease, Link};
 
 pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
@@ -63,7 +63,9 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     inode.shadows = shadows;
     inode.cached = op.cached;
     inode.content_version = 1;
-    inode.lease_id = c.grant_lease(inode.id, op.lease_ttl_ms, op.worker_id, false);
+    inode.hadoop_replication = op.hadoop_replication;
+    let lease = Lease { file_id: inode.id, ttl_ms: op.lease_ttl_ms, worker_id: op.worker_id, holder: op.holder.clone(), ..Lease::default() };
+    inode.lease_id = c.grant_lease(lease);
     let count = u64::from(op.block_count).min(BLOCKS_PER_ALLOCATION_MAX);
     let first = block::allocate(c, InodeId(inode.id), count)?;
     block::append_run(&mut inode, first, count);
@@ -98,6 +100,28 @@ pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
     c.reply.file_id = inode.id;
     c.reply.lease_id = lease.id;
     c.reply.block_ids = (first..first + count).collect();
+    Ok(())
+}
+
+pub fn abandon_block(c: &mut Context<'_, '_>, op: &AbandonBlock) -> Result<()> {
+    let (link, mut inode, _) = leased(c, op.file_id, op.lease_id)?;
+    c.reply.file_id = inode.id;
+    // Asked for again, or never there: it is not in the file, and that was wanted.
+    if block_ids(&inode).all(|block| block.get() != op.block_id) {
+        return Ok(());
+    }
+    let [.., first, count] = inode.block_runs.as_mut_slice() else { return Ok(()) };
+    if *first + *count - 1 != op.block_id {
+        return Err(err!(InvalidArgument, "block {} is not the last one of file {}", op.block_id, op.file_id));
+    }
+    *count -= 1;
+    let (first, left) = (*first, *count);
+    if left == 0 {
+        let runs = inode.block_runs.len() - 2;
+        inode.block_runs.truncate(runs);
+    }
+    block::free_last(c, InodeId(inode.id), first, left);
+    c.update(InodeId(link.parent_id), &link.name, &inode);
     Ok(())
 }
 

@@ -127,6 +127,7 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
     match &command.op {
         Some(Op::Create(op)) => file::create(c, op),
         Some(Op::AddBlocks(op)) => file::add_blocks(c, op),
+        Some(Op::AbandonBlock(op)) => file::abandon_block(c, op),
         Some(Op::Complete(op)) => file::complete(c, op),
         Some(Op::Abandon(op)) => file::abandon(c, op),
         Some(Op::RenewLease(op)) => file::renew(c, op),

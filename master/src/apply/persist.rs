@@ -10,7 +10,7 @@ use crate::namespace::{self, block_runs};
 use crate::store::{Cf, Reader, id_key};
 use forebay_common::{AbsPath, InodeId, Result, err};
 use forebay_proto::journal::{BeginPublish, FinishPersist, QueuePersist};
-use forebay_proto::store::{Inode, Persist};
+use forebay_proto::store::{Inode, Lease, Persist};
 
 /// Queues a file. The caller writes the inode.
 pub fn enqueue(c: &mut Context<'_, '_>, inode: &mut Inode) {
@@ -83,7 +83,8 @@ pub fn begin(c: &mut Context<'_, '_>, op: &BeginPublish) -> Result<()> {
     if inode.lease_id > 0 {
         c.txn.delete_id(Cf::Lease, inode.lease_id);
     }
-    inode.lease_id = c.grant_lease(op.file_id, op.lease_ttl_ms, op.worker_id, true);
+    let lease = Lease { file_id: op.file_id, ttl_ms: op.lease_ttl_ms, worker_id: op.worker_id, publishing: true, ..Lease::default() };
+    inode.lease_id = c.grant_lease(lease);
     // From now on something may be there.
     inode.shadows = true;
     c.update(parent, &link.name, &inode);

@@ -69,6 +69,7 @@ fn number_of(op: Option<&Op>) -> u32 {
         Some(Op::SetPathConfig(_)) => 30,
         Some(Op::StartJob(_)) => 31,
         Some(Op::UpdateJob(_)) => 32,
+        Some(Op::AbandonBlock(_)) => 33,
     }
 }
 

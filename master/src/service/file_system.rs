@@ -175,6 +175,7 @@ impl Service {
             asynchronous: write_type == WriteType::Async,
             replication_min: if replicas > 1 { replicas } else { 0 },
             replication_max: 0,
+            ..journal::Create::default()
         };
         let reply = core.persist.change(core, request.caller.as_ref(), Op::Create(op), &[&path]).await?;
         let (inode, key) = self.just_made(&path, reply.file_id)?;
@@ -271,7 +272,7 @@ impl Service {
         Ok(GetStatusResponse { status: Some(status), blocks, workers: Vec::new() })
     }
 
-    async fn mkdir_inner(&self, request: MkdirRequest) -> Result<GetStatusResponse> {
+    pub async fn mkdir_inner(&self, request: MkdirRequest) -> Result<GetStatusResponse> {
         let core = &self.0;
         let (who, path, resolved) = self.resolve_new(request.caller.as_ref(), &request.path, None).await?;
         let exists = resolved.walk.is_complete();
@@ -300,7 +301,7 @@ impl Service {
         Ok(GetStatusResponse { status: Some(status), ..GetStatusResponse::default() })
     }
 
-    async fn delete_inner(&self, request: DeleteRequest) -> Result<Done> {
+    pub async fn delete_inner(&self, request: DeleteRequest) -> Result<Done> {
         let core = &self.0;
         let (_, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
         let waits = !later(&resolved.walk, resolved.mount.as_deref());
@@ -313,7 +314,7 @@ impl Service {
         self.follow(if waits { reply.pending_id } else { 0 }, request.caller.as_ref()).await
     }
 
-    async fn rename_inner(&self, request: RenameRequest) -> Result<Done> {
+    pub async fn rename_inner(&self, request: RenameRequest) -> Result<Done> {
         let core = &self.0;
         let (_, source, _) = self.resolve(request.caller.as_ref(), &request.source).await?;
         let (_, target, resolved) = self.resolve_new(request.caller.as_ref(), &request.target, None).await?;
@@ -347,6 +348,7 @@ impl Service {
             pinned: request.pinned,
             ttl_ms: request.ttl_ms,
             ttl_frees: request.ttl_frees,
+            ..journal::SetAttributes::default()
         };
         let reply = self.0.change(request.caller.as_ref(), Op::SetAttributes(op)).await?;
         let (_, inode, status) = self.status_by_id(reply.file_id)?;

@@ -8,8 +8,11 @@ mod placement;
 mod web;
 mod worker;
 
+pub use file_system::Service as FileSystemService;
+
 use crate::core::{Core, Soft};
 use crate::driver::{self, PendingDriver};
+use crate::hadoop;
 use crate::identity::Identity;
 use crate::job::Jobs;
 use crate::journal::Journal;
@@ -39,6 +42,8 @@ pub struct MasterHandle {
     pub rpc_addr: SocketAddr,
     /// `/metrics`, `/healthz`.
     pub web_addr: SocketAddr,
+    /// Where Hadoop's clients call it.
+    pub hadoop_addr: SocketAddr,
     core: Arc<Core>,
     tasks: Vec<JoinHandle<()>>,
     _lock: fd_lock::RwLockWriteGuard<'static, std::fs::File>,
@@ -67,7 +72,9 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
     let lock = lock_dir(&dir)?;
     let rpc = bind(&master.bind, master.rpc_port, "master.rpc_port").await?;
     let web = bind(&master.bind, master.web_port, "master.web_port").await?;
+    let hadoop = bind(&master.bind, master.hadoop_port, "master.hadoop_port").await?;
     let (rpc_addr, web_addr) = (rpc.local_addr().map_err(at("socket"))?, web.local_addr().map_err(at("socket"))?);
+    let hadoop_addr = hadoop.local_addr().map_err(at("socket"))?;
     let store = Store::open(&dir.join("meta"), usize::try_from(master.store_cache.as_u64()).unwrap_or(256 << 20))?;
     let soft = Arc::new(Soft::default());
     soft.workers.set_leaving(&store.view().leaving_workers()?);
@@ -109,9 +116,10 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
             tracing::error!(error = %e, "master RPC server ended");
         }
     }));
+    tasks.push(tokio::spawn(hadoop::serve(hadoop, core.clone(), shutdown.clone())));
     tasks.push(tokio::spawn(web::serve(web, core.clone(), shutdown)));
-    tracing::info!(%rpc_addr, %web_addr, "master is up");
-    Ok(MasterHandle { rpc_addr, web_addr, core, tasks, _lock: lock })
+    tracing::info!(%rpc_addr, %web_addr, %hadoop_addr, "master is up");
+    Ok(MasterHandle { rpc_addr, web_addr, hadoop_addr, core, tasks, _lock: lock })
 }
 
 async fn bind(host: &str, port: u16, key: &str) -> Result<TcpListener> {

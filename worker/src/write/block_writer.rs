@@ -6,6 +6,7 @@
 
 use crate::store::{BlockFile, BlockStore, Dir, Header, paths, remove_files};
 use forebay_common::block_header::flags_of;
+use forebay_common::config::Medium;
 use forebay_common::error::at;
 use forebay_common::limits::CHUNK_SIZE_BYTES;
 use forebay_common::token::Claims;
@@ -74,6 +75,15 @@ impl BlockWriter {
     /// Errors: `NoSpace`; the block is of no use then.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.take_in(bytes)
+    }
+
+    /// What was appended is on the disk, where there is one, when this returns.
+    pub fn sync(&mut self) -> Result<()> {
+        match (&self.data, &self.dir) {
+            (Some(file), Some(dir)) if dir.medium() != Medium::Mem => self.noted(file.sync_data().map_err(at("fsync of a block"))),
+            // The first page is in memory until the block outgrows it.
+            _ => Ok(()),
+        }
     }
 
     /// A folder whose file system fails takes no new blocks. For its own errors, not for those of a quota.

@@ -1,0 +1,258 @@
+//! Where blocks are, as a caller should see it: the one place that builds located blocks.
+//!
+//! `Policy` decides the order of a block's workers for a caller; it is the part that another surrounding (Kubernetes) replaces. Here: the
+//! caller's own machine first, then the rest, the fullest copy first. A block that nobody has names the workers that should fetch it.
+//! Each located block carries a token for exactly that block on exactly those workers.
+
+use super::Hadoop;
+use super::asker::Asker;
+use super::exception::Thrown;
+use crate::core::Core;
+use crate::mount::{self, Resolved};
+use crate::namespace::{self, READ, block_ids};
+use crate::source;
+use crate::worker::{WorkerView, fetch_order};
+use forebay_common::token::{BlockRun, Claims, UfsSource};
+use forebay_common::{AbsPath, BlockId, Result, WorkerId, clock};
+use forebay_hdfs::hadoop::common::TokenProto;
+use forebay_hdfs::hadoop::hdfs::{self as wire, datanode_info_proto::AdminState};
+use forebay_proto::TierUsage;
+use forebay_proto::store::Inode;
+use std::net::IpAddr;
+
+/// All blocks are of one pool.
+pub const BLOCK_POOL: &str = "BP-forebay-1";
+/// All blocks have it: an id never changes its meaning, so no stamp is needed to tell two contents apart.
+pub const GENERATION_STAMP: u64 = 1_001;
+/// Workers named for a block that nobody has.
+const FETCHERS: usize = 2;
+/// Workers named for a block.
+const LOCATIONS_MAX: usize = 8;
+/// Where everybody is whose rack is not known.
+const DEFAULT_RACK: &str = "/default-rack";
+
+/// A worker that has a block, or should fetch it.
+pub struct Candidate<'a> {
+    pub worker: &'a WorkerView,
+    /// Bytes of the block that it has.
+    pub cached_bytes: u64,
+    /// It has all of the block, in memory.
+    pub in_memory: bool,
+}
+
+/// Who is offered first.
+pub trait Policy: Send + Sync {
+    /// Sorts the workers of one block for a caller at `ip`, the best first.
+    fn sort(&self, ip: IpAddr, candidates: &mut [Candidate<'_>]);
+}
+
+/// The caller's machine, then the fullest.
+pub struct ByAddress;
+
+impl Policy for ByAddress {
+    fn sort(&self, ip: IpAddr, candidates: &mut [Candidate<'_>]) {
+        candidates.sort_by_key(|c| (!is_at(c.worker, ip), std::cmp::Reverse(c.cached_bytes)));
+    }
+}
+
+/// Whether a worker is on the machine that a call came from.
+pub fn is_at(worker: &WorkerView, ip: IpAddr) -> bool {
+    worker.address.ip.parse() == Ok(ip)
+}
+
+/// A worker as a DataNode. `tiers`: where they are known.
+pub fn datanode(worker: &WorkerView, tiers: &[TierUsage]) -> wire::DatanodeInfoProto {
+    let address = &worker.address;
+    let capacity: u64 = tiers.iter().map(|t| t.total_bytes).sum();
+    let used: u64 = tiers.iter().map(|t| t.used_bytes).sum();
+    let host = if address.hadoop_host.is_empty() { &address.host } else { &address.hadoop_host };
+    wire::DatanodeInfoProto {
+        id: wire::DatanodeIdProto {
+            ip_addr: address.ip.clone(),
+            host_name: host.clone(),
+            datanode_uuid: uuid(worker.id),
+            xfer_port: address.hadoop_port,
+            info_port: address.web_port,
+            ipc_port: 0,
+            info_secure_port: None,
+        },
+        capacity: Some(capacity),
+        dfs_used: Some(used),
+        remaining: Some(capacity.saturating_sub(used)),
+        block_pool_used: Some(used),
+        last_update: Some(clock::now_ms()),
+        location: Some(DEFAULT_RACK.to_owned()),
+        admin_state: Some(if worker.leaving { AdminState::DecommissionInprogress } else { AdminState::Normal } as i32),
+        num_blocks: Some(u32::try_from(tiers.iter().map(|t| t.blocks).sum::<u64>()).unwrap_or(u32::MAX)),
+        ..wire::DatanodeInfoProto::default()
+    }
+}
+
+/// A worker's id as a DataNode's.
+pub fn uuid(worker: WorkerId) -> String {
+    format!("forebay-{:016x}", worker.get())
+}
+
+/// The worker of a DataNode's id.
+pub fn worker_of(uuid: &str) -> Option<WorkerId> {
+    u64::from_str_radix(uuid.strip_prefix("forebay-")?, 16).ok().map(WorkerId)
+}
+
+/// A block as clients name it.
+pub fn extended(block: BlockId, length: u64) -> wire::ExtendedBlockProto {
+    wire::ExtendedBlockProto { pool_id: BLOCK_POOL.to_owned(), block_id: block.get(), generation_stamp: GENERATION_STAMP, num_bytes: Some(length) }
+}
+
+/// What a token for one block of a file says, but for its right.
+pub fn block_claims(core: &Core, inode: &Inode, index: u64, block: BlockId, user: &str, workers: &[WorkerId]) -> Claims {
+    Claims {
+        blocks: vec![BlockRun { first: block.get(), count: 1 }],
+        first_index: index,
+        worker_id: workers.first().map_or(0, |w| w.get()),
+        other_workers: workers.iter().skip(1).map(|w| w.get()).collect(),
+        ..source::read_claims(core, inode, user.to_owned())
+    }
+}
+
+/// A located block. Errors: tokens cannot be signed.
+pub fn located(
+    core: &Core,
+    claims: &Claims,
+    offset: u64,
+    block: wire::ExtendedBlockProto,
+    at: &[(&WorkerView, bool)],
+) -> Result<wire::LocatedBlockProto> {
+    let token: bytes::Bytes = core.keys.sign(claims)?.into();
+    Ok(wire::LocatedBlockProto {
+        b: block,
+        offset,
+        locs: at.iter().map(|(worker, _)| datanode(worker, &[])).collect(),
+        corrupt: false,
+        // Clients echo it unread, in both fields.
+        block_token: TokenProto { identifier: token, password: bytes::Bytes::new(), kind: "HDFS_BLOCK_TOKEN".to_owned(), service: String::new() },
+        is_cached: at.iter().map(|(_, in_memory)| *in_memory).collect(),
+        storage_types: at.iter().map(|_| wire::StorageTypeProto::Disk as i32).collect(),
+        storage_i_ds: at.iter().map(|(worker, _)| storage(worker.id)).collect(),
+        ..wire::LocatedBlockProto::default()
+    })
+}
+
+/// The one storage that a worker shows to Hadoop.
+pub fn storage(worker: WorkerId) -> String {
+    format!("DS-{:016x}", worker.get())
+}
+
+/// What is asked of a file's blocks.
+struct Asked<'a> {
+    core: &'a Core,
+    asker: &'a Asker,
+    inode: &'a Inode,
+    source: Option<UfsSource>,
+}
+
+impl Asked<'_> {
+    /// The blocks that touch `offset..offset + length`.
+    fn blocks(&self, offset: u64, length: u64) -> Result<Vec<wire::LocatedBlockProto>> {
+        let size = self.inode.block_size_bytes.max(1);
+        let end = offset.saturating_add(length).min(self.inode.length);
+        let (first, count) = (offset / size, end.div_ceil(size).saturating_sub(offset / size));
+        let live: Vec<WorkerView> = self.core.soft.workers.live().into_iter().filter(|w| w.address.hadoop_port > 0).collect();
+        let wanted = block_ids(self.inode).enumerate().skip(usize::try_from(first).unwrap_or(usize::MAX)).take(usize::try_from(count).unwrap_or(0));
+        wanted.map(|(index, block)| self.block(&live, index as u64, block)).collect()
+    }
+
+    fn block(&self, live: &[WorkerView], index: u64, block: BlockId) -> Result<wire::LocatedBlockProto> {
+        let length = source::block_length(self.inode, index);
+        let holders = self.core.soft.blocks.holders(block);
+        let mut candidates: Vec<Candidate<'_>> = holders
+            .iter()
+            .filter_map(|h| {
+                let worker = live.iter().find(|w| w.id == h.worker)?;
+                Some(Candidate { worker, cached_bytes: h.cached_bytes, in_memory: h.tier == "MEM" && h.cached_bytes >= length })
+            })
+            .collect();
+        if self.source.is_some() && candidates.iter().all(|c| c.cached_bytes < length) {
+            let open: Vec<WorkerView> = live.iter().filter(|w| !w.leaving).cloned().collect();
+            let beside = live.iter().find(|w| !w.leaving && is_at(w, self.asker.ip)).map(|w| w.id);
+            for id in beside.into_iter().chain(fetch_order(&open, block).into_iter().take(FETCHERS)) {
+                if let Some(worker) = live.iter().find(|w| w.id == id)
+                    && candidates.iter().all(|c| c.worker.id != id)
+                {
+                    candidates.push(Candidate { worker, cached_bytes: 0, in_memory: false });
+                }
+            }
+        }
+        ByAddress.sort(self.asker.ip, &mut candidates);
+        candidates.truncate(LOCATIONS_MAX);
+        let at: Vec<(&WorkerView, bool)> = candidates.iter().map(|c| (c.worker, c.in_memory)).collect();
+        let workers: Vec<WorkerId> = at.iter().map(|(w, _)| w.id).collect();
+        let claims = Claims { ufs: self.source.clone(), ..block_claims(self.core, self.inode, index, block, &self.asker.user, &workers) };
+        located(self.core, &claims, index * self.inode.block_size_bytes, extended(block, length), &at)
+    }
+}
+
+/// The blocks of a file that touch a range, for who may read it.
+fn blocks_of(
+    h: &Hadoop,
+    a: &Asker,
+    path: &AbsPath,
+    inode: &Inode,
+    resolved: &Resolved,
+    key: Vec<u8>,
+    range: Option<(u64, u64)>,
+) -> Result<wire::LocatedBlocksProto, Thrown> {
+    let source = match &resolved.mount {
+        Some(mount) if inode.persisted => Some(UfsSource {
+            mount_id: mount.id.get(),
+            previous_key: mount::previous_key(&h.core.store.view(), resolved.walk.mount, &key)?,
+            key,
+            fingerprint: inode.fingerprint.clone(),
+        }),
+        _ => None,
+    };
+    // Whoever lists a folder is told where its files are, and gets tokens only for those that may be read.
+    let readable = namespace::check(&h.core.identity.who(&a.user), inode, READ, path).is_ok();
+    let asked = Asked { core: &h.core, asker: a, inode, source };
+    let (offset, length) = range.unwrap_or((0, u64::MAX));
+    let mut blocks = if inode.completed { asked.blocks(offset, length)? } else { Vec::new() };
+    if !readable {
+        blocks.iter_mut().for_each(|b| b.block_token.identifier = bytes::Bytes::new());
+    }
+    let last = inode.length.checked_sub(1).filter(|_| inode.completed).map(|at| asked.blocks(at, 1)).transpose()?;
+    Ok(wire::LocatedBlocksProto {
+        file_length: inode.length,
+        blocks,
+        under_construction: !inode.completed,
+        last_block: last.and_then(|mut l| l.pop()),
+        is_last_block_complete: true,
+        file_encryption_info: None,
+        ec_policy: None,
+    })
+}
+
+/// All blocks of the file that was resolved.
+pub fn all_blocks(h: &Hadoop, a: &Asker, path: &AbsPath, inode: &Inode, resolved: &Resolved) -> Result<wire::LocatedBlocksProto, Thrown> {
+    blocks_of(h, a, path, inode, resolved, resolved.walk.ufs_key(path), None)
+}
+
+/// All blocks of a file in the folder that was resolved.
+pub fn all_blocks_below(h: &Hadoop, a: &Asker, path: &AbsPath, inode: &Inode, folder: &Resolved) -> Result<wire::LocatedBlocksProto, Thrown> {
+    // Something mounted there is not below the folder's store; it is a folder, and has no blocks.
+    blocks_of(h, a, path, inode, folder, folder.walk.ufs_key(path), None)
+}
+
+pub async fn get_block_locations(
+    h: &Hadoop,
+    a: &Asker,
+    r: wire::GetBlockLocationsRequestProto,
+) -> Result<wire::GetBlockLocationsResponseProto, Thrown> {
+    let (path, resolved) = h.find(a, &r.src).await?;
+    let inode = resolved.found(&path)?.inode.clone();
+    if inode.folder {
+        return Err(Thrown::not_found(format!("Path is not a file: {path}")));
+    }
+    namespace::check(&h.core.identity.who(&a.user), &inode, READ, &path)?;
+    let key = resolved.walk.ufs_key(&path);
+    let locations = blocks_of(h, a, &path, &inode, &resolved, key, Some((r.offset, r.length)))?;
+    Ok(wire::GetBlockLocationsResponseProto { locations: Some(locations) })
+}

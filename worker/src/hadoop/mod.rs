@@ -1,0 +1,51 @@
+//! The worker as a DataNode: DataTransferProtocol in front of the same block store.
+//!
+//! `server` takes connections and hands each request to `read` (with read-through of what is missing, in the stream), `write` (one block, the
+//! only copy of its bytes) or `checksum`. Invariants: nothing is done without a block token; a chunk leaves only after it
+//! was compared with its CRC; a packet is acknowledged after its bytes were compared with their checksums and written; the last one
+//! after the block was sealed and the master told.
+
+mod checksum;
+mod read;
+mod server;
+mod write;
+
+pub use server::serve;
+
+use crate::core::Core;
+use forebay_common::counter;
+use forebay_common::token::Claims;
+use forebay_common::{Error, ErrorKind, Result};
+use forebay_hdfs::hadoop::hdfs::{BaseHeaderProto, BlockOpResponseProto, Status};
+use prost::Message;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+counter!(pub READ, "forebay_worker_hadoop_read_bytes_total", "bytes sent to Hadoop clients");
+counter!(pub WRITTEN, "forebay_worker_hadoop_written_bytes_total", "bytes taken in from Hadoop clients");
+
+/// Verifies the token of a request.
+async fn verify(core: &Core, header: &BaseHeaderProto, right: u32) -> Result<Claims> {
+    let token = header.token.as_ref().map(|t| t.identifier.clone()).unwrap_or_default();
+    core.verify(&token, right).await
+}
+
+/// What a failure is called in an answer. A refused token has the client ask the master for another.
+fn status_of(e: &Error) -> Status {
+    match e.kind() {
+        ErrorKind::Unauthenticated => Status::ErrorAccessToken,
+        ErrorKind::Unsupported => Status::ErrorUnsupported,
+        ErrorKind::Corrupt => Status::ErrorChecksum,
+        ErrorKind::AlreadyExists => Status::ErrorExists,
+        _ => Status::Error,
+    }
+}
+
+fn refusal(e: &Error) -> BlockOpResponseProto {
+    BlockOpResponseProto { status: status_of(e) as i32, message: Some(e.to_string()), ..BlockOpResponseProto::default() }
+}
+
+async fn send(writer: &mut (impl AsyncWrite + Unpin), message: &impl Message) -> Result<()> {
+    let raw = message.encode_length_delimited_to_vec();
+    writer.write_all(&raw).await.map_err(|e| Error::io("answering a Hadoop client", &e))?;
+    writer.flush().await.map_err(|e| Error::io("answering a Hadoop client", &e))
+}
