@@ -543,7 +543,15 @@ impl LocalArgs {
             flags.push(("worker.tiers", tiers(&self.tier, &mem)));
         }
         if self.any_port {
-            for key in ["master.rpc_port", "master.web_port", "master.hadoop_port", "worker.data_port", "worker.web_port", "worker.hadoop_port"] {
+            for key in [
+                "master.rpc_port",
+                "master.web_port",
+                "master.hadoop_port",
+                "worker.data_port",
+                "worker.web_port",
+                "worker.hadoop_port",
+                "worker.hadoop_ipc_port",
+            ] {
                 flags.push((key, 0.into()));
             }
         }

@@ -9,6 +9,8 @@ use forebay_proto::ReportResponse;
 use serde_json::json;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Clocks further apart than this make tokens and leases unreliable.
 const SKEW_WARN_MS: i64 = 2_000;
@@ -44,6 +46,7 @@ pub async fn run(fs: &FileSystem, config: &ClientConfig, output: Output) -> Resu
             Ok(report) => {
                 check_workers(fs, &report, &mut found).await;
                 check_short_circuit(fs, config, &report, &mut found).await;
+                check_hadoop(config, &report, &mut found).await;
                 check_stores(&report, &mut found);
                 check_disk(&report, &mut found);
                 report.warnings.iter().for_each(|w| found.add(Verdict::Warn, "security", w));
@@ -62,6 +65,47 @@ pub async fn run(fs: &FileSystem, config: &ClientConfig, output: Output) -> Resu
     })?;
     let failed = found.0.iter().any(|f| f.verdict == Verdict::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// How long a port of the Hadoop front may take to answer.
+const HADOOP_WAIT: Duration = Duration::from_secs(3);
+/// What the RPC port says to whoever speaks HTTP to it.
+const HADOOP_SAYS: &str = "Hadoop IPC port";
+
+/// Whether `hdfs://` can be used from here: the master's RPC port, and each worker's data port.
+async fn check_hadoop(config: &ClientConfig, report: &ReportResponse, found: &mut Findings) {
+    if report.hadoop_port == 0 {
+        return found.add(Verdict::Ok, "hdfs", "switched off (master.hadoop)");
+    }
+    let host = config.master.rsplit_once(':').map_or(config.master.as_str(), |(host, _)| host);
+    let master = format!("{host}:{}", report.hadoop_port);
+    let asked = tokio::time::timeout(HADOOP_WAIT, async {
+        let mut stream = tokio::net::TcpStream::connect(&master).await?;
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await?;
+        std::io::Result::Ok(said.contains(HADOOP_SAYS))
+    });
+    match asked.await {
+        Ok(Ok(true)) => found.add(Verdict::Ok, "hdfs", format!("hdfs://{master} answers")),
+        Ok(Ok(false)) => found.add(Verdict::Fail, "hdfs", format!("{master} does not speak Hadoop RPC: something else listens there")),
+        Ok(Err(e)) => found.add(Verdict::Fail, "hdfs", format!("{master}: {e}: Hadoop's clients cannot reach the master")),
+        Err(_) => found.add(Verdict::Fail, "hdfs", format!("{master} does not answer within {} s", HADOOP_WAIT.as_secs())),
+    }
+    for worker in report.workers.iter().filter(|w| !w.lost && !w.left) {
+        let at = worker.address.as_ref().map_or_else(String::new, |a| format!("{}:{}", a.ip, a.hadoop_port));
+        match tokio::time::timeout(HADOOP_WAIT, tokio::net::TcpStream::connect(&at)).await {
+            Ok(Ok(_)) => found.add(Verdict::Ok, format!("hdfs data of {}", name(worker)), format!("{at} takes connections")),
+            Ok(Err(e)) => {
+                found.add(Verdict::Fail, format!("hdfs data of {}", name(worker)), format!("{at}: {e}: Hadoop's clients are told this address"))
+            }
+            Err(_) => found.add(
+                Verdict::Fail,
+                format!("hdfs data of {}", name(worker)),
+                format!("{at} does not answer: Hadoop's clients are told this address"),
+            ),
+        }
+    }
 }
 
 async fn check_master(fs: &FileSystem, config: &ClientConfig, found: &mut Findings) -> bool {

@@ -26,11 +26,16 @@ async fn until_signal(shutdown: &CancellationToken) -> Result<()> {
     Ok(())
 }
 
+/// What Hadoop's clients call, in front of what else is said.
+fn hdfs(address: Option<std::net::SocketAddr>) -> String {
+    address.map_or_else(String::new, |address| format!("hdfs://{address}, "))
+}
+
 /// The master alone.
 pub async fn master(config: Config) -> Result<()> {
     let shutdown = CancellationToken::new();
     let master = forebay_master::start(&config, shutdown.clone()).await?;
-    line(&format!("master is up at {}, metrics at http://{}/metrics", master.rpc_addr, master.web_addr))?;
+    line(&format!("master is up at {}, {}metrics at http://{}/metrics", master.rpc_addr, hdfs(master.hadoop_addr), master.web_addr))?;
     let asked = until_signal(&shutdown).await;
     shutdown.cancel();
     drain(master.stopped()).await;
@@ -77,7 +82,7 @@ pub async fn local(mut config: Config, args: LocalArgs) -> Result<()> {
     let tiers: Vec<String> = config.worker.tiers().iter().flat_map(|t| t.dirs.iter().map(|d| tier(t.medium.name(), d)).collect::<Vec<_>>()).collect();
     let flag = if address.port() == 19998 { String::new() } else { format!("--master {address} ") };
     line(&format!(
-        "Forebay is up after {} ms: master {address}, {}\n\
+        "Forebay is up after {} ms: master {address}, {}{}\n\
          data in {}; blocks stay in the tiers when this stops (umount {} frees the memory)\n\
          Try:\n\
          \x20 forebay {flag}fs ls /\n\
@@ -86,6 +91,7 @@ pub async fn local(mut config: Config, args: LocalArgs) -> Result<()> {
          \x20 forebay {flag}fsadmin report        forebay {flag}fsadmin doctor\n\
          Stop with ctrl-c.",
         started.elapsed().as_millis(),
+        hdfs(master.hadoop_addr),
         tiers.join(", "),
         config.master.data_dir.display(),
         worker.mem_dir.display(),

@@ -16,8 +16,10 @@ pub const FRAME_BODY_MAX_BYTES: usize = 4 * 1024 * 1024;
 pub const SESSION_REQUESTS_MAX: usize = 256;
 /// Grants one session may hold.
 pub const SESSION_GRANTS_MAX: usize = 4096;
-/// Smallest and largest block size of a file, in bytes.
+/// Smallest and largest block size of files by default, in bytes.
 pub const BLOCK_SIZE_RANGE_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=(4 << 30);
+/// Smallest block size of a file, in bytes: Hadoop's clients may ask for as little, where `master.hadoop_min_block_size` lets them.
+pub const BLOCK_SIZE_MIN_BYTES: u64 = 512;
 /// Smallest and largest page size, in bytes; powers of two only.
 pub const PAGE_SIZE_RANGE_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=(64 << 20);
 /// Entries in one message of a listing.

@@ -1,7 +1,7 @@
 //! Hadoop's wire formats, and nothing else: what they mean is the business of the master and the workers.
 //!
 //! `hadoop` holds the messages (compiled from Hadoop's own files), `ipc` the frames of Hadoop RPC version 9, `transfer` those of
-//! DataTransferProtocol version 28, `client` a plain IPC client for the few calls that we make ourselves, `exception` the names by
+//! DataTransferProtocol version 28, `server` one connection of a server, `client` a plain IPC client for the few calls that we make ourselves, `exception` the names by
 //! which Hadoop's clients know errors.
 //!
 //! Invariants: nothing is allocated before a length was compared with its limit; no input makes a parser panic; a message that
@@ -10,6 +10,8 @@
 pub mod client;
 pub mod exception;
 pub mod ipc;
+pub mod replica;
+pub mod server;
 pub mod transfer;
 
 /// Messages, by Hadoop's own packages.

@@ -72,6 +72,8 @@ pub struct Core {
     pub persist: Persist,
     pub jobs: Jobs,
     pub started_ms: u64,
+    /// Where Hadoop's clients call it.
+    pub hadoop_port: u16,
 }
 
 impl Core {

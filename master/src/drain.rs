@@ -63,7 +63,12 @@ impl Drain {
         let mut ordered = 0;
         for id in core.soft.blocks.of_worker(worker) {
             let Some((_, inode)) = view.block_owner(id)?.map(|owner| view.inode(owner)).transpose()?.flatten() else { continue };
-            if inode.persisted || !inode.completed {
+            if inode.persisted {
+                continue;
+            }
+            // Of a file that a Hadoop client is still writing, to whichever worker by now.
+            if !inode.completed {
+                to_move += 1;
                 continue;
             }
             let Some(index) = block_ids(&inode).position(|b| b == id) else { continue };

@@ -354,7 +354,7 @@ async fn expire_leases(core: &Arc<Core>, all: bool) {
             tracing::info!(file = lease.file_id, principal = lease.principal, "a lease ran out: the unfinished file is removed");
         }
         if !lease.holder.is_empty() {
-            if let Err(e) = hadoop::recover(core, &lease).await {
+            if let Err(e) = hadoop::recover(core, &lease, true).await {
                 tracing::warn!(error = %e, file = lease.file_id, "a file of a Hadoop client could not be completed; it is tried again");
             }
             continue;

@@ -19,6 +19,9 @@ const ALWAYS: &[&str] = &[
     "BytesWrittenUfs",
     "BlocksEvicted",
     "BlocksQuarantined",
+    "HadoopBytesRead",
+    "HadoopBytesWritten",
+    "HadoopGrants",
 ];
 
 #[derive(Default)]

@@ -264,7 +264,8 @@ impl Persist {
                 // The store takes files again: the others of its mount need not wait on.
                 if state.failing.remove(&mount_id) {
                     let now = Instant::now();
-                    state.waiting.values_mut().filter(|w| w.mount_id == mount_id).for_each(|w| (w.until, w.backoff) = (now, BACKOFF_MIN));
+                    // Once: a file that fails for itself goes on to wait longer each time.
+                    state.waiting.values_mut().filter(|w| w.mount_id == mount_id).for_each(|w| w.until = now);
                 }
             }
             Err(e) => {
@@ -274,7 +275,9 @@ impl Persist {
                 let quiet = matches!(e.kind(), ErrorKind::Expired | ErrorKind::Busy);
                 let backoff = if missing { MISSING_AGAIN } else { (before * 2).min(BACKOFF_MAX) };
                 if !quiet {
-                    if !missing && mount_id > 0 {
+                    // Of the store itself, not of this file.
+                    let store_fails = matches!(e.kind(), ErrorKind::UnderStore | ErrorKind::Timeout | ErrorKind::Unavailable);
+                    if store_fails && mount_id > 0 {
                         state.failing.insert(mount_id);
                     }
                     RETRIES.inc();

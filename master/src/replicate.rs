@@ -171,20 +171,28 @@ pub fn load_order(core: &Core, id: InodeId, inode: &Inode, block: BlockId) -> Re
     Ok(source::load_order(inode, ufs, block))
 }
 
-/// Copies of a file that is about to be acknowledged, before it is. `blocks` are its ids and lengths; all are on `first`.
+/// Copies of a file that is about to be acknowledged, before it is. `blocks` are its ids and lengths; all are on `first`, or each on some worker.
 ///
 /// Errors: `Unavailable` when there are not that many workers that could take them.
-pub async fn before_acknowledging(core: &Core, inode: &Inode, length: u64, blocks: &[(u64, u64)], first: WorkerId, copies: usize) -> Result<()> {
+pub async fn before_acknowledging(
+    core: &Core,
+    inode: &Inode,
+    length: u64,
+    blocks: &[(u64, u64)],
+    first: Option<WorkerId>,
+    copies: usize,
+) -> Result<()> {
     let live = core.soft.workers.live();
-    let Some(holder) = live.iter().find(|w| w.id == first) else {
-        return Err(forebay_common::err!(Unavailable, "the worker that the file was written to is lost: write it again").with_retryable(false));
-    };
     let mut sized = inode.clone();
     sized.length = length;
     for (block, block_length) in blocks {
         let id = BlockId(*block);
-        let others: Vec<WorkerView> = live.iter().filter(|w| !w.leaving && w.id != first).cloned().collect();
-        let (mut made, mut last) = (1, None);
+        let whole = source::whole_on(core, &live, id, *block_length);
+        let Some(holder) = live.iter().find(|w| first.map_or_else(|| whole.first() == Some(&w.id), |first| first == w.id)) else {
+            return Err(forebay_common::err!(Unavailable, "the worker that the file was written to is lost: write it again").with_retryable(false));
+        };
+        let others: Vec<WorkerView> = live.iter().filter(|w| !w.leaving && w.id != holder.id && !whole.contains(&w.id)).cloned().collect();
+        let (mut made, mut last) = (whole.len().max(1), None);
         for target in fetch_order(&others, id) {
             if made >= copies {
                 break;

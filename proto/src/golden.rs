@@ -47,7 +47,7 @@ fn commands_of_the_journal() {
             block_count: 6,
             ..Default::default()
         }),
-        Op::AddBlocks(journal::AddBlocks { file_id: 1, lease_id: 2, count: 3 }),
+        Op::AddBlocks(journal::AddBlocks { file_id: 1, lease_id: 2, count: 3, worker_id: 0 }),
         Op::Complete(journal::Complete {
             file_id: 1,
             lease_id: 2,
@@ -55,6 +55,7 @@ fn commands_of_the_journal() {
             block_ids: vec![4, 5],
             block_lengths: vec![6, 7],
             fingerprint: "f".into(),
+            expired_only: false,
         }),
         Op::Abandon(journal::Abandon { file_id: 1, lease_id: 2, expired_only: true }),
         Op::RenewLease(journal::RenewLease { lease_ids: vec![1] }),
@@ -204,6 +205,8 @@ fn records_of_the_store() {
     check(&store::Lease { holder: "c".into(), ..Default::default() }, "420163");
     check(&store::Inode { hadoop_replication: 1, accessed_ms: 2, ..Default::default() }, "880201900202");
     check(&journal::Create { holder: "c".into(), hadoop_replication: 1, ..Default::default() }, "7a0163800101");
+    check(&journal::AddBlocks { worker_id: 1, ..Default::default() }, "2001");
+    check(&journal::Complete { expired_only: true, ..Default::default() }, "3801");
     check(&journal::AbandonBlock { file_id: 1, lease_id: 2, block_id: 3 }, "080110021803");
     check(&journal::SetAttributes { accessed_ms: Some(1), hadoop_replication: Some(2), ..Default::default() }, "48015002");
     let pending = store::Pending {

@@ -162,6 +162,16 @@ impl Cluster {
         command
     }
 
+    /// What the master said first.
+    pub fn master_hello(&self) -> &str {
+        &self.master.as_ref().expect("running").hello
+    }
+
+    /// Its process id.
+    pub fn master_id(&self) -> u32 {
+        self.master.as_ref().expect("running").id()
+    }
+
     /// `kill -9` of the master, and a start on the same folder and port.
     pub fn restart_master(&mut self) {
         self.master.take().expect("running").kill();
@@ -180,6 +190,7 @@ impl Cluster {
             ("worker.data_port", "0".into()),
             ("worker.web_port", "0".into()),
             ("worker.hadoop_port", "0".into()),
+            ("worker.hadoop_ipc_port", "0".into()),
             ("worker.heartbeat_interval_ms", "200".into()),
             ("client.master", quoted(&self.address)),
         ];

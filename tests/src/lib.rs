@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod disk;
+pub mod hadoop;
 pub mod hdfs;
 pub mod proxy;
 pub mod raw;

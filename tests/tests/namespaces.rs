@@ -142,7 +142,7 @@ fn word_count_beside_the_block_and_away_from_it() {
         let config = net.config(
             &format!("w{i}.toml"),
             &format!(
-                "[worker]\nbind = \"10.77.{subnet}.{}\"\ndata_port = 0\nweb_port = 0\nhadoop_port = 0\nmem_quota = \"64MiB\"\nheartbeat_interval_ms = 200\nsocket_dir = \"/run/forebay\"\n\
+                "[worker]\nbind = \"10.77.{subnet}.{}\"\ndata_port = 0\nweb_port = 0\nhadoop_port = 0\nhadoop_ipc_port = 0\nmem_quota = \"64MiB\"\nheartbeat_interval_ms = 200\nsocket_dir = \"/run/forebay\"\n\
                  data_dir = {d}\nmem_dir = {m}\n[client]\nmaster = \"{address}\"\n{insecure}",
                 i + 2,
                 d = quoted(dir.display()),

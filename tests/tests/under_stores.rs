@@ -293,6 +293,13 @@ async fn changes_behind_our_back_in_hdfs() {
     behind_our_back("changes_behind_our_back_in_hdfs", &uri, Options::new(), cluster, checks(5_000), Duration::from_millis(50)).await;
 }
 
+/// (S-28) Through its own `hdfs://`: the hdfs-native crate, a third party's client, finds in Forebay what it finds in an HDFS.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_another_forebay() {
+    let (below, cluster) = (Cluster::start(1, &[]).await, Cluster::start(1, &[]).await);
+    behaves(&cluster, &format!("{}/warehouse", below.hdfs()), Options::new()).await;
+}
+
 /// (S-23) What an HDFS tells by its event stream is seen at once, whatever the sync interval: new, changed, moved, deleted, folders with all
 /// below them; also after the NameNode was away. Through a name service whose first NameNode is dead.
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,8 @@ pub struct HdfsEvents {
     client: Option<IpcClient>,
     /// The last transaction that was told; `None` before the first look.
     read: Option<i64>,
+    /// The NameNode had more to tell.
+    behind: bool,
     /// How long to wait between two looks.
     pub interval: Duration,
 }
@@ -114,6 +116,7 @@ impl HdfsEvents {
             timeout,
             client: None,
             read: None,
+            behind: false,
             interval,
         })
     }
@@ -150,6 +153,11 @@ impl HdfsEvents {
         Err(failed.unwrap_or_else(|| err!(Unavailable, "there is no NameNode")))
     }
 
+    /// Whether there was more than one answer holds.
+    pub fn is_behind(&self) -> bool {
+        self.behind
+    }
+
     async fn look_with(&mut self, client: &mut IpcClient) -> Result<Happened> {
         let Some(read) = self.read else {
             let answer: wire::GetCurrentEditLogTxidResponseProto =
@@ -162,12 +170,15 @@ impl HdfsEvents {
             client.call("getEditsFromTxid", &wire::GetEditsFromTxidRequestProto { txid: read + 1 }).await?;
         let list = answer.events_list;
         if list.last_txid < 0 {
+            self.behind = false;
             return Ok(Happened::Changed(Vec::new()));
         }
-        self.read = Some(list.last_txid);
+        let behind = list.last_txid < list.sync_txid;
         if list.first_txid != read + 1 {
+            (self.read, self.behind) = (Some(list.last_txid), behind);
             return Ok(Happened::Missed);
         }
+        let last_txid = list.last_txid;
         let mut keys = Vec::new();
         for event in list.batch.into_iter().flat_map(|b| b.events).chain(list.events) {
             for path in paths_of(&event)? {
@@ -177,6 +188,8 @@ impl HdfsEvents {
             }
         }
         keys.dedup();
+        // Only now that all of it is understood.
+        (self.read, self.behind) = (Some(last_txid), behind);
         Ok(Happened::Changed(keys))
     }
 }

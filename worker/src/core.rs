@@ -1,5 +1,6 @@
 //! `Core`: the parts of one worker, shared by its sessions.
 
+use crate::hadoop::OpenBlocks;
 use crate::master::Master;
 use crate::report::Reporter;
 use crate::store::BlockStore;
@@ -23,6 +24,8 @@ pub struct Core {
     pub mounts: Mounts,
     pub fetcher: Fetcher,
     pub reporter: Reporter,
+    /// Blocks that Hadoop's clients are writing.
+    pub open_blocks: OpenBlocks,
     /// Whether this worker is to leave: it keeps nothing new and takes its grants back.
     pub leaving: watch::Sender<bool>,
 }

@@ -5,7 +5,7 @@
 
 use crate::core::Core;
 use crate::store::{Changed, ShareLimits};
-use crate::{ufs_read, write};
+use crate::{hadoop, ufs_read, write};
 use forebay_common::limits::REPORT_BATCH_BLOCKS;
 use forebay_common::token::TokenKey;
 use forebay_common::{BlockId, InodeId, MountId, Result, clock, counter};
@@ -97,7 +97,7 @@ impl Heartbeat {
                         self.core.store.reap();
                         tokio::select! {
                             () = shutdown.cancelled() => return,
-                            () = tokio::time::sleep(CHANGE_DELAY) => continue,
+                            () = self.gather() => continue,
                         }
                     }
                     false
@@ -120,8 +120,16 @@ impl Heartbeat {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(interval) => {}
                 () = self.core.reporter.wake.notified() => {}
-                () = self.core.store.changed_notify.notified() => tokio::time::sleep(CHANGE_DELAY).await,
+                () = self.core.store.changed_notify.notified() => self.gather().await,
             }
+        }
+    }
+
+    /// Waits for more changes, unless somebody waits for the report.
+    async fn gather(&self) {
+        tokio::select! {
+            () = tokio::time::sleep(CHANGE_DELAY) => {}
+            () = self.core.reporter.wake.notified() => {}
         }
     }
 
@@ -221,6 +229,9 @@ fn counters(core: &Core) -> Vec<NamedValue> {
     let mut all = vec![
         counter("BytesReadUfs", ufs_read::FETCHED.get()),
         counter("BytesWrittenUfs", write::WRITTEN_UFS.get()),
+        counter("HadoopBytesRead", hadoop::READ.get()),
+        counter("HadoopBytesWritten", hadoop::WRITTEN.get()),
+        counter("HadoopGrants", hadoop::GRANTED.get()),
         counter("BlocksEvicted", crate::store::EVICTED.get()),
         counter("BlocksQuarantined", crate::store::QUARANTINED.get()),
     ];

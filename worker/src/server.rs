@@ -1,6 +1,7 @@
 //! Starting and stopping a worker: its id, its tier, its sockets, its heartbeat.
 
 use crate::core::{Core, Mounts};
+use crate::hadoop::OpenBlocks;
 use crate::master::Master;
 use crate::report::{Heartbeat, Reporter};
 use crate::scrub;
@@ -33,8 +34,9 @@ pub struct WorkerHandle {
     pub data_addr: SocketAddr,
     /// `/metrics`, `/healthz`.
     pub web_addr: SocketAddr,
-    /// Block bytes for Hadoop's clients.
-    pub hadoop_addr: SocketAddr,
+    /// Block bytes for Hadoop's clients, where these are served.
+    pub hadoop_addr: Option<SocketAddr>,
+    hadoop_socket: Option<PathBuf>,
     /// The Unix socket.
     pub socket_path: PathBuf,
     /// The first folder of the first tier.
@@ -54,7 +56,9 @@ impl WorkerHandle {
         for task in self.tasks {
             let _ = task.await;
         }
-        let _ = std::fs::remove_file(&self.socket_path);
+        for socket in self.hadoop_socket.iter().chain([&self.socket_path]) {
+            let _ = std::fs::remove_file(socket);
+        }
     }
 }
 
@@ -70,10 +74,8 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
     let id = read_or_draw_id(&worker.data_dir)?;
     let tcp = bind(&worker.bind, worker.data_port, "worker.data_port").await?;
     let web = bind(&worker.bind, worker.web_port, "worker.web_port").await?;
-    let hadoop_listener = bind(&worker.bind, worker.hadoop_port, "worker.hadoop_port").await?;
+    let front = hadoop::Front::bind(&worker).await?;
     let (data_addr, web_addr) = (tcp.local_addr().map_err(at("socket"))?, web.local_addr().map_err(at("socket"))?);
-    let hadoop_addr = hadoop_listener.local_addr().map_err(at("socket"))?;
-    let ip = ip_of(worker.host()).await?;
     let mem_dir = worker.tiers()[0].dirs[0].path.clone();
     let reporter = Reporter::default();
     let options = worker.clone();
@@ -88,8 +90,9 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
         web_port: u32::from(web_addr.port()),
         socket_path: socket_path.to_string_lossy().into_owned(),
         host_id: host_id(),
-        hadoop_port: u32::from(hadoop_addr.port()),
-        ip,
+        hadoop_port: front.as_ref().map_or(0, |f| u32::from(f.addr.port())),
+        hadoop_ipc_port: front.as_ref().map_or(0, |f| u32::from(f.ipc_port)),
+        ip: front.as_ref().map(|f| f.ip.clone()).unwrap_or_default(),
         hadoop_host: worker.hadoop_host.clone(),
     };
     let core = Arc::new(Core {
@@ -102,22 +105,24 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
         keys: KeyRing::default(),
         mounts: Mounts::default(),
         reporter,
+        open_blocks: OpenBlocks::default(),
         leaving: watch::channel(false).0,
     });
     let incarnation = rand::random();
     let heartbeat = Heartbeat { core: core.clone(), address, incarnation };
     let (registered_sender, registered) = watch::channel(false);
-    let tasks = vec![
+    let (hadoop_addr, hadoop_socket) = (front.as_ref().map(|f| f.addr), front.as_ref().map(|f| f.socket.clone()));
+    let mut tasks = vec![
         tokio::spawn(accept_tcp(core.clone(), tcp, shutdown.clone())),
         tokio::spawn(accept_unix(core.clone(), unix, shutdown.clone())),
-        tokio::spawn(hadoop::serve(hadoop_listener, core.clone(), shutdown.clone())),
         tokio::spawn(heartbeat.run(registered_sender, shutdown.clone())),
         tokio::spawn(task::run(core.clone(), incarnation, shutdown.clone())),
-        tokio::spawn(scrub::run(core, shutdown.clone())),
-        tokio::spawn(web::serve(web, shutdown)),
+        tokio::spawn(scrub::run(core.clone(), shutdown.clone())),
+        tokio::spawn(web::serve(web, shutdown.clone())),
     ];
+    tasks.extend(front.into_iter().flat_map(|front| front.serve(&core, &shutdown)));
     tracing::info!(worker = %id, %data_addr, socket = %socket_path.display(), "worker is up");
-    Ok(WorkerHandle { id, data_addr, web_addr, hadoop_addr, socket_path, mem_dir, registered, tasks })
+    Ok(WorkerHandle { id, data_addr, web_addr, hadoop_addr, hadoop_socket, socket_path, mem_dir, registered, tasks })
 }
 
 /// Each block keeps two descriptors: as many as the system lets us have.
@@ -129,27 +134,15 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn bind(host: &str, port: u16, key: &str) -> Result<TcpListener> {
+pub async fn bind(host: &str, port: u16, key: &str) -> Result<TcpListener> {
     TcpListener::bind((host, port)).await.map_err(|e| forebay_common::Error::io(format!("binding {host}:{port} ({key}; 0 takes any free port)"), &e))
 }
 
-/// The address that others reach this worker by: Hadoop's clients are told a number beside the name.
-async fn ip_of(host: &str) -> Result<String> {
-    if let Ok(ip) = host.parse::<std::net::IpAddr>() {
-        return Ok(ip.to_string());
-    }
-    let mut found = tokio::net::lookup_host((host, 0)).await.map_err(at(format!("worker.advertise_host {host}")))?;
-    // Hadoop's clients are at home in IPv4.
-    let all: Vec<SocketAddr> = found.by_ref().collect();
-    let best = all.iter().find(|a| a.is_ipv4()).or(all.first());
-    best.map(|a| a.ip().to_string()).ok_or_else(|| err!(NotFound, "worker.advertise_host {host} has no address"))
-}
-
 /// The socket is reachable by every local user: what counts is the block token.
-fn bind_unix(path: &Path) -> Result<UnixListener> {
+pub fn bind_unix(path: &Path) -> Result<UnixListener> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(at(format!("worker.socket_dir {}", dir.display())))?;
-    // The worker's data folder is locked, so a socket of this name is a dead one's.
+    // The worker's data folder is locked, or it has the port of this name: the socket is a dead one's.
     match std::fs::remove_file(path) {
         Ok(()) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

@@ -18,6 +18,8 @@ pub struct MasterConfig {
     pub rpc_port: u16,
     /// `/metrics`, `/healthz`. 0 takes any free one.
     pub web_port: u16,
+    /// Whether Hadoop's clients are served: off on a machine that runs a NameNode of its own, or with another `hadoop_port`.
+    pub hadoop: bool,
     /// Hadoop's clients call this port (`hdfs://HOST:8020`). 0 takes any free one.
     pub hadoop_port: u16,
     /// Connections of Hadoop's clients served at once; a further one is refused.
@@ -26,6 +28,8 @@ pub struct MasterConfig {
     pub hadoop_calls_max: usize,
     /// Bytes of one such call.
     pub hadoop_frame_max: ByteSize,
+    /// Smallest block size that Hadoop's clients may ask for, as `dfs.namenode.fs-limits.min-block-size` there.
+    pub hadoop_min_block_size: ByteSize,
     /// Block size of new and newly seen files.
     pub block_size: ByteSize,
     /// Page size: how much a read of a cold file fetches at least.
@@ -61,10 +65,12 @@ impl Default for MasterConfig {
             bind: "127.0.0.1".into(),
             rpc_port: 19998,
             web_port: 19999,
+            hadoop: true,
             hadoop_port: 8020,
             hadoop_connections_max: 4_096,
             hadoop_calls_max: 256,
-            hadoop_frame_max: ByteSize::mib(64),
+            hadoop_frame_max: ByteSize::mib(4),
+            hadoop_min_block_size: ByteSize::mib(1),
             block_size: ByteSize::mib(128),
             page_size: ByteSize::mib(1),
             sync_interval_ms: 60_000,
@@ -76,7 +82,7 @@ impl Default for MasterConfig {
             journal_queue_max_commands: 16_384,
             checkpoint_every_entries: 200_000,
             reply_window_per_client: 64,
-            reply_clients_max: 4_096,
+            reply_clients_max: 16_384,
             store_cache: ByteSize::mib(256),
         }
     }

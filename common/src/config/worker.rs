@@ -38,8 +38,12 @@ pub struct WorkerConfig {
     pub data_port: u16,
     /// `/metrics`, `/healthz`. 0 takes any free port.
     pub web_port: u16,
+    /// Whether Hadoop's clients are served: off on a machine that runs a DataNode of its own, or with other `hadoop_*port`s.
+    pub hadoop: bool,
     /// Block bytes for Hadoop's clients over TCP (DataTransferProtocol). 0 takes any free port.
     pub hadoop_port: u16,
+    /// Where Hadoop's clients ask how much of a block that is being written can be read. 0 takes any free port.
+    pub hadoop_ipc_port: u16,
     /// What Hadoop's schedulers call this machine; `advertise_host` when empty.
     pub hadoop_host: String,
     /// Connections of Hadoop's clients served at once; a further one is refused.
@@ -103,7 +107,9 @@ impl Default for WorkerConfig {
             advertise_host: String::new(),
             data_port: 29998,
             web_port: 30000,
+            hadoop: true,
             hadoop_port: 9866,
+            hadoop_ipc_port: 9867,
             hadoop_host: String::new(),
             hadoop_connections_max: 4_096,
             hadoop_checksums: true,

@@ -136,12 +136,21 @@ pub fn remove_tree(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], inode:
     Ok(())
 }
 
+/// Whether a Hadoop client is writing a file: as in HDFS it may be moved (its writer finds it by its id), deleted or replaced (its writer is told so).
+pub fn is_hadoops<R: Reader>(reader: &R, inode: &Inode) -> Result<bool> {
+    Ok(!inode.completed && reader.lease(inode.lease_id)?.is_some_and(|lease| !lease.holder.is_empty() && !lease.publishing))
+}
+
 /// Errors: `Busy` when this file, or one below this folder, is being written: its bytes would arrive under a dead name.
 pub fn check_nothing_open(c: &Context<'_, '_>, found: &Found, path: &AbsPath) -> Result<()> {
     if !found.inode.folder {
-        return if found.inode.lease_id == 0 { Ok(()) } else { Err(err!(Busy, "{path} cannot be moved or deleted while it is being written")) };
+        return if found.inode.lease_id == 0 || is_hadoops(&*c.txn, &found.inode)? {
+            Ok(())
+        } else {
+            Err(err!(Busy, "{path} cannot be moved or deleted while it is being written"))
+        };
     }
-    for lease in c.txn.leases()? {
+    for lease in c.txn.leases()?.into_iter().filter(|lease| lease.holder.is_empty() || lease.publishing) {
         let mut at = InodeId(lease.file_id);
         while at != InodeId::ROOT && at != InodeId(0) {
             if at == found.id() {

@@ -4,7 +4,7 @@ use super::context::Context;
 use super::{block, delete, folder, persist, replication};
 use crate::namespace::{self, WRITE, block_ids, blocks_for};
 use crate::store::{Cf, Reader, id_key, leaving_key};
-use forebay_common::limits::{BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX, BLOCKS_PER_FILE_MAX};
+use forebay_common::limits::{BLOCK_SIZE_MIN_BYTES, BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX, BLOCKS_PER_FILE_MAX};
 use forebay_common::{InodeId, Result, err};
 use forebay_proto::journal::{Abandon, AbandonBlock, AddBlocks, Complete, Create, RenewLease};
 use forebay_proto::store::{Inode, Lease, Link};
@@ -17,8 +17,8 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     if c.txn.get(Cf::Meta, &leaving_key(op.worker_id))?.is_some() {
         return Err(err!(Unavailable, "worker {:016x} is to leave: another one is chosen at the next try", op.worker_id));
     }
-    if !BLOCK_SIZE_RANGE_BYTES.contains(&op.block_size_bytes) {
-        return Err(err!(InvalidArgument, "block size {} is not between 64 KiB and 4 GiB", op.block_size_bytes));
+    if !(BLOCK_SIZE_MIN_BYTES..=*BLOCK_SIZE_RANGE_BYTES.end()).contains(&op.block_size_bytes) {
+        return Err(err!(InvalidArgument, "block size {} is not between {BLOCK_SIZE_MIN_BYTES} bytes and 4 GiB", op.block_size_bytes));
     }
     replication::check(op.replication_min, op.replication_max)?;
     if op.asynchronous && (walk.mount.is_none() || !op.cached || !op.to_ufs) {
@@ -34,7 +34,7 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
         if !op.overwrite {
             return Err(err!(AlreadyExists, "{path} exists already"));
         }
-        if !found.inode.completed || found.inode.lease_id > 0 {
+        if (!found.inode.completed || found.inode.lease_id > 0) && !delete::is_hadoops(&*c.txn, &found.inode)? {
             return Err(err!(Busy, "{path} is being written by somebody else"));
         }
         namespace::check(&c.who, &found.inode, WRITE, &path)?;
@@ -96,6 +96,9 @@ pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
     block::append_run(&mut inode, first, count);
     c.update(InodeId(link.parent_id), &link.name, &inode);
     lease.expires_at_ms = c.now_ms() + lease.ttl_ms;
+    if op.worker_id > 0 {
+        lease.worker_id = op.worker_id;
+    }
     c.txn.put(Cf::Lease, &id_key(lease.id), &lease);
     c.reply.file_id = inode.id;
     c.reply.lease_id = lease.id;
@@ -127,6 +130,9 @@ pub fn abandon_block(c: &mut Context<'_, '_>, op: &AbandonBlock) -> Result<()> {
 
 pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
     let (link, mut inode, lease) = leased(c, op.file_id, op.lease_id)?;
+    if op.expired_only && lease.expires_at_ms > c.now_ms() {
+        return Err(err!(Busy, "the lease was renewed in the meantime"));
+    }
     if blocks_for(op.length, inode.block_size_bytes) > BLOCKS_PER_FILE_MAX {
         return Err(err!(
             LimitExceeded,

@@ -74,9 +74,13 @@ pub fn update(c: &mut Context<'_, '_>, op: &UpdateMount) -> Result<()> {
     let Some(mut mount) = c.txn.mount(MountId(found.inode.mount_id))? else {
         return Err(err!(InvalidArgument, "{path} is not a mount"));
     };
-    let mut inode = found.inode.clone();
-    Appearance::parse(&op.options)?.dress_folder(&mut inode);
-    c.update(found.parent, &found.name, &inode);
+    let appearance = Appearance::parse(&op.options)?;
+    // What somebody did to the folder meanwhile stays, unless this is about it.
+    if appearance != Appearance::parse(&mount.options)? {
+        let mut inode = found.inode.clone();
+        appearance.dress_folder(&mut inode);
+        c.update(found.parent, &found.name, &inode);
+    }
     mount.read_only = op.read_only;
     mount.options = op.options.clone();
     c.txn.put(Cf::Mount, &id_key(mount.id), &mount);

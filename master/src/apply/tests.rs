@@ -224,7 +224,7 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
             let mut ids = created.block_ids.clone();
             let needed = length.div_ceil(65_536) as usize;
             while ids.len() < needed {
-                let more = machine.one(Op::AddBlocks(AddBlocks { file_id: created.file_id, lease_id: created.lease_id, count: 3 }));
+                let more = machine.one(Op::AddBlocks(AddBlocks { file_id: created.file_id, lease_id: created.lease_id, count: 3, worker_id: 0 }));
                 ids.extend(more.block_ids);
             }
             ids.truncate(needed);

@@ -6,6 +6,7 @@ use super::exception::Thrown;
 use super::status;
 use crate::mount::raw;
 use forebay_common::Result;
+use forebay_common::limits::REPLICAS_MAX;
 use forebay_hdfs::hadoop::hdfs as wire;
 use forebay_proto::journal::{SetAttributes, SetReplication, command::Op};
 use std::sync::atomic::Ordering;
@@ -48,10 +49,13 @@ pub async fn set_replication(h: &Hadoop, a: &Asker, r: wire::SetReplicationReque
     if inode.id == 0 || inode.folder {
         return Ok(wire::SetReplicationResponseProto { result: false });
     }
+    if r.replication > REPLICAS_MAX {
+        return Err(Thrown::io(format!("Requested replication factor of {} is greater than configured maximum of {REPLICAS_MAX}", r.replication)));
+    }
     let op = SetAttributes { path: raw(&path), hadoop_replication: Some(r.replication), ..SetAttributes::default() };
     h.core.change(Some(&a.caller(0)), Op::SetAttributes(op)).await?;
     if inode.completed {
-        let op = SetReplication { file_ids: vec![inode.id], min: r.replication, max: 0 };
+        let op = SetReplication { file_ids: vec![inode.id], min: r.replication, max: inode.replication_max };
         h.core.change(Some(&a.caller(1)), Op::SetReplication(op)).await?;
         h.core.soft.replicas_dirty.store(true, Ordering::Relaxed);
     }

@@ -9,6 +9,7 @@ use forebay_common::{Result, WorkerId};
 use forebay_hdfs::hadoop::common as wire_common;
 use forebay_hdfs::hadoop::hdfs as wire;
 use forebay_proto::WorkerReport;
+use std::sync::atomic::Ordering;
 
 type Answer<T> = Result<T, Thrown>;
 
@@ -118,13 +119,49 @@ pub async fn get_slow_datanode_report(
     Ok(wire::GetSlowDatanodeReportResponseProto::default())
 }
 
-/// There is no safe mode: asked for, it is off.
-pub async fn set_safe_mode(_: &Hadoop, _: &Asker, r: wire::SetSafeModeRequestProto) -> Answer<wire::SetSafeModeResponseProto> {
-    match r.action() {
-        wire::SafeModeActionProto::SafemodeGet | wire::SafeModeActionProto::SafemodeLeave => Ok(wire::SetSafeModeResponseProto { result: false }),
-        _ => Err(Thrown::new("java.lang.UnsupportedOperationException", forebay_common::ErrorKind::Unsupported, "Forebay has no safe mode")),
+/// In safe mode Hadoop's clients change nothing; our own do. A start leads to none.
+pub async fn set_safe_mode(h: &Hadoop, a: &Asker, r: wire::SetSafeModeRequestProto) -> Answer<wire::SetSafeModeResponseProto> {
+    use wire::SafeModeActionProto::*;
+    let wanted = match r.action() {
+        SafemodeGet => return Ok(wire::SetSafeModeResponseProto { result: h.safe_mode.load(Ordering::Relaxed) }),
+        SafemodeEnter => true,
+        SafemodeLeave | SafemodeForceExit => false,
+    };
+    if !h.core.identity.who(&a.user).superuser {
+        let name = r.action().as_str_name().to_lowercase();
+        return Err(Thrown::denied(format!("Access denied for user {}. Superuser privilege is required for operation {name}", a.user)));
     }
+    h.safe_mode.store(wanted, Ordering::Relaxed);
+    tracing::warn!(user = a.user, on = wanted, "safe mode of the Hadoop front");
+    Ok(wire::SetSafeModeResponseProto { result: wanted })
 }
+
+/// Errors: `SafeModeException` for a change while safe mode is on.
+pub fn check_safe_mode(h: &Hadoop, method: &str) -> Answer<()> {
+    let class = "org.apache.hadoop.hdfs.server.namenode.SafeModeException";
+    if !CHANGES.contains(&method) || !h.safe_mode.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    Err(Thrown::new(class, forebay_common::ErrorKind::Unavailable, format!("Cannot {method}. Name node is in safe mode.")))
+}
+
+/// Calls that change something.
+const CHANGES: &[&str] = &[
+    "mkdirs",
+    "delete",
+    "rename",
+    "rename2",
+    "setPermission",
+    "setOwner",
+    "setTimes",
+    "setReplication",
+    "create",
+    "addBlock",
+    "abandonBlock",
+    "complete",
+    "fsync",
+    "recoverLease",
+];
 
 pub async fn get_ha_service_state(h: &Hadoop, _: &Asker, _: wire::HaServiceStateRequestProto) -> Answer<wire::HaServiceStateResponseProto> {
     let leads = h.core.journal.read_barrier().is_ok();

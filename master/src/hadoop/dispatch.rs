@@ -26,6 +26,7 @@ pub async fn answer(hadoop: &Hadoop, asker: &Asker, call: &Call) -> Result<Bytes
         let thrown = Thrown::new("org.apache.hadoop.ipc.RpcNoSuchProtocolException", forebay_common::ErrorKind::Unsupported, message);
         return Err(Thrown { severity: Severity::NoSuchProtocol, ..thrown });
     }
+    cluster::check_safe_mode(hadoop, &call.method)?;
     table! { hadoop, asker, call;
         "getFileInfo" => names::get_file_info,
         "getFileLinkInfo" => names::get_file_link_info,

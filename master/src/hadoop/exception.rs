@@ -31,6 +31,10 @@ impl Thrown {
         Thrown::new(class_of(ErrorKind::AlreadyExists), ErrorKind::AlreadyExists, message)
     }
 
+    pub fn denied(message: impl Into<String>) -> Thrown {
+        Thrown::new(class_of(ErrorKind::PermissionDenied), ErrorKind::PermissionDenied, message)
+    }
+
     pub fn io(message: impl Into<String>) -> Thrown {
         Thrown::new("java.io.IOException", ErrorKind::InvalidArgument, message)
     }

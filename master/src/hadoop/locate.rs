@@ -11,13 +11,14 @@ use crate::core::Core;
 use crate::mount::{self, Resolved};
 use crate::namespace::{self, READ, block_ids};
 use crate::source;
+use crate::store::Reader;
 use crate::worker::{WorkerView, fetch_order};
 use forebay_common::token::{BlockRun, Claims, UfsSource};
 use forebay_common::{AbsPath, BlockId, Result, WorkerId, clock};
 use forebay_hdfs::hadoop::common::TokenProto;
 use forebay_hdfs::hadoop::hdfs::{self as wire, datanode_info_proto::AdminState};
 use forebay_proto::TierUsage;
-use forebay_proto::store::Inode;
+use forebay_proto::store::{Inode, Lease};
 use std::net::IpAddr;
 
 /// All blocks are of one pool.
@@ -28,6 +29,8 @@ pub const GENERATION_STAMP: u64 = 1_001;
 const FETCHERS: usize = 2;
 /// Workers named for a block.
 const LOCATIONS_MAX: usize = 8;
+/// Located blocks of one answer.
+const BLOCKS_PER_ANSWER: u64 = 20_000;
 /// Where everybody is whose rack is not known.
 const DEFAULT_RACK: &str = "/default-rack";
 
@@ -73,7 +76,7 @@ pub fn datanode(worker: &WorkerView, tiers: &[TierUsage]) -> wire::DatanodeInfoP
             datanode_uuid: uuid(worker.id),
             xfer_port: address.hadoop_port,
             info_port: address.web_port,
-            ipc_port: 0,
+            ipc_port: address.hadoop_ipc_port,
             info_secure_port: None,
         },
         capacity: Some(capacity),
@@ -114,21 +117,21 @@ pub fn block_claims(core: &Core, inode: &Inode, index: u64, block: BlockId, user
     }
 }
 
-/// A located block. Errors: tokens cannot be signed.
+/// A located block, with a token that says `claims`, or with none. Errors: tokens cannot be signed.
 pub fn located(
     core: &Core,
-    claims: &Claims,
+    claims: Option<&Claims>,
     offset: u64,
     block: wire::ExtendedBlockProto,
     at: &[(&WorkerView, bool)],
 ) -> Result<wire::LocatedBlockProto> {
-    let token: bytes::Bytes = core.keys.sign(claims)?.into();
+    let token: bytes::Bytes = claims.map(|claims| core.keys.sign(claims)).transpose()?.unwrap_or_default().into();
     Ok(wire::LocatedBlockProto {
         b: block,
         offset,
         locs: at.iter().map(|(worker, _)| datanode(worker, &[])).collect(),
         corrupt: false,
-        // Clients echo it unread, in both fields.
+        // Clients echo it unread.
         block_token: TokenProto { identifier: token, password: bytes::Bytes::new(), kind: "HDFS_BLOCK_TOKEN".to_owned(), service: String::new() },
         is_cached: at.iter().map(|(_, in_memory)| *in_memory).collect(),
         storage_types: at.iter().map(|_| wire::StorageTypeProto::Disk as i32).collect(),
@@ -148,6 +151,8 @@ struct Asked<'a> {
     asker: &'a Asker,
     inode: &'a Inode,
     source: Option<UfsSource>,
+    /// Without it no token is signed.
+    readable: bool,
 }
 
 impl Asked<'_> {
@@ -157,6 +162,8 @@ impl Asked<'_> {
         let end = offset.saturating_add(length).min(self.inode.length);
         let (first, count) = (offset / size, end.div_ceil(size).saturating_sub(offset / size));
         let live: Vec<WorkerView> = self.core.soft.workers.live().into_iter().filter(|w| w.address.hadoop_port > 0).collect();
+        // More than that are asked for again, from where the answer ends.
+        let count = count.min(BLOCKS_PER_ANSWER);
         let wanted = block_ids(self.inode).enumerate().skip(usize::try_from(first).unwrap_or(usize::MAX)).take(usize::try_from(count).unwrap_or(0));
         wanted.map(|(index, block)| self.block(&live, index as u64, block)).collect()
     }
@@ -186,12 +193,22 @@ impl Asked<'_> {
         candidates.truncate(LOCATIONS_MAX);
         let at: Vec<(&WorkerView, bool)> = candidates.iter().map(|c| (c.worker, c.in_memory)).collect();
         let workers: Vec<WorkerId> = at.iter().map(|(w, _)| w.id).collect();
+        // A file that is being written may be longer by the time a block is read.
         let claims = Claims { ufs: self.source.clone(), ..block_claims(self.core, self.inode, index, block, &self.asker.user, &workers) };
-        located(self.core, &claims, index * self.inode.block_size_bytes, extended(block, length), &at)
+        located(self.core, self.readable.then_some(&claims), index * self.inode.block_size_bytes, extended(block, length), &at)
+    }
+
+    /// The block that is being written: its worker says how long it is.
+    fn open_block(&self, lease: &Lease, index: u64, block: BlockId) -> Result<Option<wire::LocatedBlockProto>> {
+        let present = self.core.soft.workers.present();
+        let Some(worker) = present.iter().find(|w| w.id.get() == lease.worker_id) else { return Ok(None) };
+        let claims = Claims { lease_id: lease.id, ..block_claims(self.core, self.inode, index, block, &self.asker.user, &[worker.id]) };
+        let offset = index * self.inode.block_size_bytes;
+        located(self.core, self.readable.then_some(&claims), offset, extended(block, 0), &[(worker, false)]).map(Some)
     }
 }
 
-/// The blocks of a file that touch a range, for who may read it.
+/// The blocks of a file that touch a range, with tokens for who may read it.
 fn blocks_of(
     h: &Hadoop,
     a: &Asker,
@@ -212,22 +229,42 @@ fn blocks_of(
     };
     // Whoever lists a folder is told where its files are, and gets tokens only for those that may be read.
     let readable = namespace::check(&h.core.identity.who(&a.user), inode, READ, path).is_ok();
-    let asked = Asked { core: &h.core, asker: a, inode, source };
+    let lease = if inode.completed { None } else { h.core.store.view().lease(inode.lease_id)?.filter(|l| !l.holder.is_empty() && !l.publishing) };
+    let (known, open) = match &lease {
+        Some(lease) => so_far(h, inode, lease),
+        None => (inode.clone(), None),
+    };
+    let asked = Asked { core: &h.core, asker: a, inode: &known, source, readable };
     let (offset, length) = range.unwrap_or((0, u64::MAX));
-    let mut blocks = if inode.completed { asked.blocks(offset, length)? } else { Vec::new() };
-    if !readable {
-        blocks.iter_mut().for_each(|b| b.block_token.identifier = bytes::Bytes::new());
-    }
-    let last = inode.length.checked_sub(1).filter(|_| inode.completed).map(|at| asked.blocks(at, 1)).transpose()?;
+    let blocks = asked.blocks(offset, length)?;
+    let last_block = match (&lease, open) {
+        (Some(lease), Some((index, block))) => asked.open_block(lease, index, block)?,
+        _ => match known.length.checked_sub(1) {
+            Some(at) => asked.blocks(at, 1)?.pop(),
+            None => None,
+        },
+    };
     Ok(wire::LocatedBlocksProto {
-        file_length: inode.length,
+        file_length: known.length,
         blocks,
         under_construction: !inode.completed,
-        last_block: last.and_then(|mut l| l.pop()),
-        is_last_block_complete: true,
+        is_last_block_complete: open.is_none(),
+        last_block,
         file_encryption_info: None,
         ec_policy: None,
     })
+}
+
+/// What there is of a file that a Hadoop client is writing: with the length of its ended blocks, and the one that is open with its place.
+fn so_far(h: &Hadoop, inode: &Inode, lease: &Lease) -> (Inode, Option<(u64, BlockId)>) {
+    let blocks: Vec<BlockId> = block_ids(inode).collect();
+    let Some((last, full)) = blocks.split_last() else { return (inode.clone(), None) };
+    let before = full.len() as u64 * inode.block_size_bytes;
+    let ended = h.core.soft.blocks.holders(*last).iter().find(|held| held.worker.get() == lease.worker_id).map(|held| held.cached_bytes);
+    match ended {
+        Some(length) => (Inode { length: before + length, ..inode.clone() }, None),
+        None => (Inode { length: before, ..inode.clone() }, Some((full.len() as u64, *last))),
+    }
 }
 
 /// All blocks of the file that was resolved.

@@ -19,30 +19,34 @@ mod server;
 mod status;
 mod writing;
 
+pub use connection::CALLS;
 pub use server::serve;
 pub use writing::recover;
 
 use crate::core::Core;
 use crate::mount::Resolved;
-use crate::namespace::Walk;
 use crate::service::FileSystemService;
 use crate::store::Reader;
 use asker::Asker;
 use exception::Thrown;
-use forebay_common::{AbsPath, InodeId};
+use forebay_common::{AbsPath, ErrorKind, InodeId};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// What every handler has at hand.
 pub struct Hadoop {
     core: Arc<Core>,
     /// Our own service, for the calls that are the same.
     fs: FileSystemService,
+    /// Whether Hadoop's clients change nothing, by an operator's word; forgotten with this process.
+    safe_mode: AtomicBool,
 }
 
 impl Hadoop {
     /// A path as Hadoop's clients send it; `/.reserved/.inodes/ID` is the file of that id, wherever it is now.
     fn path(&self, src: &str) -> Result<AbsPath, Thrown> {
-        let Some(rest) = src.strip_prefix("/.reserved/.inodes/") else { return Ok(AbsPath::parse(src)?) };
+        let named = |e| Thrown::from(e).named("org.apache.hadoop.fs.InvalidPathException");
+        let Some(rest) = src.strip_prefix("/.reserved/.inodes/") else { return AbsPath::parse(src).map_err(named) };
         let (id, below) = rest.split_once('/').unwrap_or((rest, ""));
         let id = id.parse().map_err(|_| Thrown::not_found(format!("{src} names no inode")))?;
         let top = self.core.store.view().path_of(InodeId(id)).map_err(|_| Thrown::not_found(format!("{src} does not exist")))?;
@@ -53,27 +57,47 @@ impl Hadoop {
     async fn resolve(&self, asker: &Asker, src: &str) -> Result<(AbsPath, Resolved), Thrown> {
         let path = self.path(src)?;
         let who = self.core.identity.who(&asker.user);
-        let resolved = self.core.syncer.resolve(&self.core, &who, &path).await?;
-        check_no_file_above(&resolved.walk, &path)?;
-        Ok((path, resolved))
-    }
-
-    /// The same of what must be there.
-    async fn find(&self, asker: &Asker, src: &str) -> Result<(AbsPath, Resolved), Thrown> {
-        let (path, resolved) = self.resolve(asker, src).await?;
-        if !resolved.walk.is_complete() {
-            return Err(Thrown::not_found(format!("File does not exist: {path}")));
+        match self.core.syncer.resolve(&self.core, &who, &path).await {
+            Ok(resolved) => Ok((path, resolved)),
+            Err(e) if e.kind() == ErrorKind::NotADirectory => Err(match self.file_above(&path)? {
+                Some(file) => Thrown::parent_not_directory(format!("{file} (is not a directory)")),
+                None => e.into(),
+            }),
+            Err(e) => Err(e.into()),
         }
-        Ok((path, resolved))
     }
-}
 
-/// A path that leads through a file is refused, not missing, as in HDFS.
-fn check_no_file_above(walk: &Walk, path: &AbsPath) -> Result<(), Thrown> {
-    let deepest = walk.deepest();
-    if walk.is_complete() || deepest.inode.folder {
-        return Ok(());
+    /// The same of what must be there; what would lie below a file is not.
+    async fn find(&self, asker: &Asker, src: &str) -> Result<(AbsPath, Resolved), Thrown> {
+        let missing = |path: &dyn std::fmt::Display| Thrown::not_found(format!("File does not exist: {path}"));
+        match self.resolve(asker, src).await {
+            Ok((path, resolved)) if resolved.walk.is_complete() => Ok((path, resolved)),
+            Ok((path, _)) => Err(missing(&path)),
+            Err(e) if e.kind == ErrorKind::NotADirectory => Err(missing(&src)),
+            Err(e) => Err(e),
+        }
     }
-    let above = path.components().take(walk.chain.len() - 1).try_fold(AbsPath::root(), |at, name| at.join(name))?;
-    Err(Thrown::parent_not_directory(format!("{above} (is not a directory)")))
+
+    /// The same of what may be missing.
+    async fn look(&self, asker: &Asker, src: &str) -> Result<Option<(AbsPath, Resolved)>, Thrown> {
+        match self.find(asker, src).await {
+            Ok(found) => Ok(Some(found)),
+            Err(e) if e.kind == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The file that a path leads through.
+    fn file_above(&self, path: &AbsPath) -> Result<Option<AbsPath>, Thrown> {
+        let (view, mut folder, mut at) = (self.core.store.view(), InodeId::ROOT, AbsPath::root());
+        for name in path.components() {
+            at = at.join(name)?;
+            match view.child(folder, name)? {
+                Some(inode) if inode.folder => folder = InodeId(inode.id),
+                Some(_) => return Ok(Some(at).filter(|at| at != path)),
+                None => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
 }

@@ -3,16 +3,16 @@
 use super::Hadoop;
 use super::asker::Asker;
 use super::exception::Thrown;
+use super::locate;
 use super::status::{self, NO_QUOTA};
-use super::{check_no_file_above, locate};
-use crate::core::Core;
-use crate::mount::Resolved;
-use crate::namespace::{self, EXECUTE, READ, Who};
+use crate::mount::{self, Resolved, Told};
+use crate::namespace::{self, EXECUTE, READ};
 use crate::store::Reader;
 use forebay_common::{AbsPath, ErrorKind, InodeId, Result};
 use forebay_hdfs::hadoop::hdfs as wire;
 use forebay_proto::store::Inode;
 use forebay_proto::{DeleteRequest, MkdirRequest, RenameRequest};
+use tokio::sync::mpsc;
 
 type Answer<T> = Result<T, Thrown>;
 
@@ -20,18 +20,11 @@ type Answer<T> = Result<T, Thrown>;
 const LISTING_ENTRIES: usize = 1_000;
 /// Located blocks of one listing, after which it ends early.
 const LISTING_BLOCKS: usize = 10_000;
-/// Children that are counted for a status; a folder with more is told to have that many.
-const CHILDREN_COUNTED: usize = 10_000;
-
 async fn status_of(h: &Hadoop, a: &Asker, src: &str, located: bool) -> Answer<Option<wire::HdfsFileStatusProto>> {
-    let (path, resolved) = h.resolve(a, src).await?;
-    if !resolved.walk.is_complete() {
-        return Ok(None);
-    }
+    let Some((path, resolved)) = h.look(a, src).await? else { return Ok(None) };
     let found = resolved.found(&path)?;
-    let children = if found.inode.folder { Some(h.core.store.view().children(found.id(), None, CHILDREN_COUNTED)?.len()) } else { None };
     let locations = if located && !found.inode.folder { Some(locate::all_blocks(h, a, &path, &found.inode, &resolved)?) } else { None };
-    Ok(Some(status::encode(b"", &found.inode, children, locations)))
+    Ok(Some(status::encode(b"", &found.inode, locations)))
 }
 
 pub async fn get_file_info(h: &Hadoop, a: &Asker, r: wire::GetFileInfoRequestProto) -> Answer<wire::GetFileInfoResponseProto> {
@@ -47,16 +40,13 @@ pub async fn get_located_file_info(h: &Hadoop, a: &Asker, r: wire::GetLocatedFil
 }
 
 pub async fn get_listing(h: &Hadoop, a: &Asker, r: wire::GetListingRequestProto) -> Answer<wire::GetListingResponseProto> {
-    let (path, resolved) = h.resolve(a, &r.src).await?;
-    if !resolved.walk.is_complete() {
-        return Ok(wire::GetListingResponseProto { dir_list: None });
-    }
+    let Some((path, resolved)) = h.look(a, &r.src).await? else { return Ok(wire::GetListingResponseProto { dir_list: None }) };
     let found = resolved.found(&path)?;
     let located = |path: &AbsPath, inode: &Inode, resolved: &Resolved| -> Answer<Option<wire::LocatedBlocksProto>> {
         if r.need_location && !inode.folder { Ok(Some(locate::all_blocks(h, a, path, inode, resolved)?)) } else { Ok(None) }
     };
     if !found.inode.folder {
-        let entry = status::encode(b"", &found.inode, None, located(&path, &found.inode, &resolved)?);
+        let entry = status::encode(b"", &found.inode, located(&path, &found.inode, &resolved)?);
         return Ok(wire::GetListingResponseProto {
             dir_list: Some(wire::DirectoryListingProto { partial_listing: vec![entry], remaining_entries: 0 }),
         });
@@ -79,12 +69,15 @@ pub async fn get_listing(h: &Hadoop, a: &Asker, r: wire::GetListingRequestProto)
         let child = path.join(&name)?;
         let locations = if r.need_location && !inode.folder { Some(locate::all_blocks_below(h, a, &child, &inode, &resolved)?) } else { None };
         blocks += locations.as_ref().map_or(0, |l| l.blocks.len());
-        entries.push(status::encode(&name, &inode, None, locations));
+        entries.push(status::encode(&name, &inode, locations));
     }
     // Clients only look whether it is 0.
     let listing = wire::DirectoryListingProto { partial_listing: entries, remaining_entries: u32::from(more) };
     Ok(wire::GetListingResponseProto { dir_list: Some(listing) })
 }
+
+/// Entries that wait to be added up.
+const SUM_QUEUE: usize = 1_024;
 
 /// What a tree holds.
 #[derive(Default)]
@@ -95,50 +88,35 @@ struct Sums {
     space: u64,
 }
 
-/// Adds up a tree as it is known. Errors: a folder that the caller may not list.
-fn sum(core: &Core, who: &Who, path: &AbsPath, top: &Inode) -> Result<Sums> {
+/// Adds up a tree, in step with its under store. Errors: a folder that the caller may not list.
+async fn sums_of(h: &Hadoop, a: &Asker, src: &str) -> Answer<Sums> {
+    let (path, resolved) = h.find(a, src).await?;
+    let top = resolved.found(&path)?.inode.clone();
     let mut sums = Sums::default();
     let mut add = |inode: &Inode| {
         if inode.folder {
             sums.folders += 1;
         } else {
             sums.files += 1;
-            sums.length += inode.length;
-            sums.space += inode.length * u64::from(status::replication(inode));
+            sums.length = sums.length.saturating_add(inode.length);
+            sums.space = sums.space.saturating_add(inode.length.saturating_mul(u64::from(status::replication(inode))));
         }
     };
-    add(top);
-    let mut folders = if top.folder { vec![(path.clone(), top.clone())] } else { Vec::new() };
-    while let Some((at, folder)) = folders.pop() {
-        namespace::check(who, &folder, READ | EXECUTE, &at)?;
-        let mut after: Option<Vec<u8>> = None;
-        loop {
-            let children = core.store.view().children(InodeId(folder.id), after.as_deref(), LISTING_ENTRIES)?;
-            let whole = children.len() < LISTING_ENTRIES;
-            after = children.last().map(|(name, _)| name.clone());
-            for (name, inode) in children {
-                add(&inode);
-                if inode.folder {
-                    folders.push((at.join(&name)?, inode));
-                }
-            }
-            if whole {
-                break;
+    add(&top);
+    if top.folder {
+        let (core, who) = (h.core.clone(), h.core.identity.who(&a.user));
+        let (sender, mut receiver) = mpsc::channel::<Told>(SUM_QUEUE);
+        let walking = tokio::spawn(async move { mount::entries(&core, &who, path, &sender).await });
+        while let Some(told) = receiver.recv().await {
+            match told {
+                Ok(entry) => add(&entry.inode),
+                // The walk ends with its receiver.
+                Err((_, e)) => return Err(e.into()),
             }
         }
+        walking.await.map_err(|e| forebay_common::err!(Internal, "summing up: {e}"))?;
     }
     Ok(sums)
-}
-
-async fn sums_of(h: &Hadoop, a: &Asker, src: &str) -> Answer<Sums> {
-    let (path, resolved) = h.find(a, src).await?;
-    let inode = resolved.found(&path)?.inode.clone();
-    if inode.folder {
-        h.core.syncer.sync_folder(&h.core, &path, &resolved).await?;
-    }
-    let (core, who) = (h.core.clone(), h.core.identity.who(&a.user));
-    let summed = tokio::task::spawn_blocking(move || sum(&core, &who, &path, &inode)).await;
-    Ok(summed.map_err(|e| forebay_common::err!(Internal, "summing up: {e}"))??)
 }
 
 pub async fn get_content_summary(h: &Hadoop, a: &Asker, r: wire::GetContentSummaryRequestProto) -> Answer<wire::GetContentSummaryResponseProto> {
@@ -191,15 +169,23 @@ pub async fn mkdirs(h: &Hadoop, a: &Asker, r: wire::MkdirsRequestProto) -> Answe
     Ok(wire::MkdirsResponseProto { result: true })
 }
 
+/// As Java's own exception says it; a stack follows there.
+fn not_empty(path: &AbsPath) -> Thrown {
+    Thrown::from(forebay_common::err!(NotEmpty, "`{path} is non empty': Directory is not empty\n"))
+}
+
 pub async fn delete(h: &Hadoop, a: &Asker, r: wire::DeleteRequestProto) -> Answer<wire::DeleteResponseProto> {
     let path = h.path(&r.src)?;
+    if path.is_root() {
+        let empty = h.core.store.view().children(InodeId::ROOT, None, 1)?.is_empty();
+        // Never deleted; a real one says so in these two ways.
+        return if r.recursive || empty { Ok(wire::DeleteResponseProto { result: false }) } else { Err(not_empty(&path)) };
+    }
     let request = DeleteRequest { caller: Some(a.caller(0)), path: path.as_bytes().to_vec().into(), recursive: r.recursive };
     match h.fs.delete_inner(request).await {
         Ok(_) => Ok(wire::DeleteResponseProto { result: true }),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(wire::DeleteResponseProto { result: false }),
-        Err(e) if e.kind() == ErrorKind::NotEmpty => {
-            Err(Thrown { message: format!("{path} is non empty"), ..Thrown::from(e) }.named("org.apache.hadoop.fs.PathIsNotEmptyDirectoryException"))
-        }
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(wire::DeleteResponseProto { result: false }),
+        Err(e) if e.kind() == ErrorKind::NotEmpty => Err(not_empty(&path)),
         Err(e) => Err(e.into()),
     }
 }
@@ -219,7 +205,8 @@ pub async fn rename(h: &Hadoop, a: &Asker, r: wire::RenameRequestProto) -> Answe
     if !from.walk.is_complete() {
         return match h.fs.rename_inner(request(&target)).await {
             Ok(_) => Ok(wire::RenameResponseProto { result: true }),
-            Err(_) => no,
+            Err(e) if e.kind() == ErrorKind::NotFound => no,
+            Err(e) => Err(e.into()),
         };
     }
     if source.is_root() {
@@ -250,21 +237,39 @@ pub async fn rename2(h: &Hadoop, a: &Asker, r: wire::Rename2RequestProto) -> Ans
         target: target.as_bytes().to_vec().into(),
         overwrite: r.overwrite_dest,
     };
+    let (_, from) = h.resolve(a, &r.src).await?;
+    if !from.walk.is_complete() {
+        // Asked again after it was done: the remembered answer counts.
+        return match h.fs.rename_inner(request).await {
+            Ok(_) => Ok(wire::Rename2ResponseProto {}),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(Thrown::not_found(format!("rename source {source} is not found."))),
+            Err(e) => Err(e.into()),
+        };
+    }
+    h.resolve(a, &r.dst).await?;
     match h.fs.rename_inner(request).await {
         Ok(_) => Ok(wire::Rename2ResponseProto {}),
-        Err(e) if matches!(e.kind(), ErrorKind::NotEmpty | ErrorKind::IsADirectory | ErrorKind::NotADirectory) => {
-            let (_, above) = h.resolve(a, &r.dst).await?;
-            check_no_file_above(&above.walk, &target)?;
-            Err(Thrown::io(format!("rename destination: {}", e.message())))
-        }
-        Err(e) if e.kind() == ErrorKind::InvalidArgument => Err(Thrown::io(e.message())),
-        Err(e) => Err(e.into()),
+        Err(e) => Err(match e.kind() {
+            ErrorKind::AlreadyExists => Thrown::exists(format!("rename destination {target} already exists")),
+            ErrorKind::NotEmpty => Thrown::io(format!("rename destination directory is not empty: {target}")),
+            ErrorKind::IsADirectory => Thrown::io(format!("Source {source} and destination {target} must both be directories")),
+            ErrorKind::NotADirectory => Thrown::io(format!("Source {source} and destination {target} must both be directories")),
+            ErrorKind::NotFound => {
+                Thrown::not_found(format!("rename destination parent {} not found.", target.parent().unwrap_or_else(AbsPath::root)))
+            }
+            ErrorKind::InvalidArgument => Thrown::io(e.message()),
+            _ => e.into(),
+        }),
     }
 }
 
 pub async fn is_file_closed(h: &Hadoop, a: &Asker, r: wire::IsFileClosedRequestProto) -> Answer<wire::IsFileClosedResponseProto> {
     let (path, resolved) = h.find(a, &r.src).await?;
-    Ok(wire::IsFileClosedResponseProto { result: resolved.found(&path)?.inode.completed })
+    let inode = &resolved.found(&path)?.inode;
+    if inode.folder {
+        return Err(Thrown::not_found(format!("Path is not a file: {path}")));
+    }
+    Ok(wire::IsFileClosedResponseProto { result: inode.completed })
 }
 
 pub async fn check_access(h: &Hadoop, a: &Asker, r: wire::CheckAccessRequestProto) -> Answer<wire::CheckAccessResponseProto> {

@@ -1,11 +1,11 @@
 //! Taking connections of Hadoop's clients.
 
 use super::Hadoop;
-use super::connection;
 use crate::core::Core;
 use crate::service::FileSystemService;
-use forebay_common::counter;
+use forebay_common::{counter, gauge};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -13,10 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 counter!(REFUSED, "forebay_master_hadoop_connections_refused_total", "connections refused because master.hadoop_connections_max were open");
 
+gauge!(CONNECTIONS, "forebay_master_hadoop_connections", "connections of Hadoop clients");
+
 /// Serves until `shutdown`.
 pub async fn serve(listener: TcpListener, core: Arc<Core>, shutdown: CancellationToken) {
     let permits = Arc::new(Semaphore::new(core.config.hadoop_connections_max));
-    let hadoop = Arc::new(Hadoop { fs: FileSystemService(core.clone()), core });
+    let hadoop = Arc::new(Hadoop { fs: FileSystemService(core.clone()), core, safe_mode: AtomicBool::new(false) });
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -41,12 +43,14 @@ pub async fn serve(listener: TcpListener, core: Arc<Core>, shutdown: Cancellatio
         }
         let (hadoop, shutdown) = (hadoop.clone(), shutdown.clone());
         tokio::spawn(async move {
+            CONNECTIONS.inc();
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                ended = connection::serve(hadoop, stream, peer.ip()) => if let Err(e) = ended {
+                ended = forebay_hdfs::server::serve(hadoop, stream, peer.ip()) => if let Err(e) = ended {
                     tracing::debug!(%peer, error = %e, "a connection of a Hadoop client ends");
                 }
             }
+            CONNECTIONS.dec();
             drop(permit);
         });
     }

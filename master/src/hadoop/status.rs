@@ -30,8 +30,8 @@ pub fn owner_and_group(inode: &Inode) -> (String, String) {
     (named(&inode.owner), named(&inode.group))
 }
 
-/// The status of an entry: `name` is its last component, empty where the path was named by the caller. `children` of a folder, where they were counted.
-pub fn encode(name: &[u8], inode: &Inode, children: Option<usize>, locations: Option<LocatedBlocksProto>) -> HdfsFileStatusProto {
+/// The status of an entry: `name` is its last component, empty where the path was named by the caller.
+pub fn encode(name: &[u8], inode: &Inode, locations: Option<LocatedBlocksProto>) -> HdfsFileStatusProto {
     let (owner, group) = owner_and_group(inode);
     HdfsFileStatusProto {
         file_type: if inode.folder { FileType::IsDir } else { FileType::IsFile } as i32,
@@ -53,7 +53,8 @@ pub fn encode(name: &[u8], inode: &Inode, children: Option<usize>, locations: Op
         blocksize: Some(if inode.folder { 0 } else { inode.block_size_bytes }),
         locations,
         file_id: Some(inode.id),
-        children_num: Some(children.map_or(-1, |n| i32::try_from(n).unwrap_or(i32::MAX))),
+        // Not counted.
+        children_num: Some(-1),
         file_encryption_info: None,
         storage_policy: Some(0),
         ec_policy: None,

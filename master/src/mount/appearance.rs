@@ -15,7 +15,7 @@ const SHARED_FOLDER: u32 = 0o777;
 const SHARED_FILE: u32 = 0o666;
 
 /// Of one mount.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Appearance {
     owner: String,
     group: String,

@@ -16,7 +16,7 @@ use forebay_common::{AbsPath, Error, ErrorKind, InodeId, Result, counter, err};
 use forebay_proto::journal::{Seen, SyncChildren, command::Op};
 use forebay_ufs::{SeenNames, UfsEntry};
 use moka::sync::Cache;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 counter!(LOOKUPS, "forebay_master_sync_lookups_total", "entries looked up in under stores");
@@ -60,6 +60,8 @@ pub struct Syncer {
     stale: Cache<InodeId, ()>,
     /// Mounts whose store did not answer a moment ago.
     silent: Cache<u64, ()>,
+    /// When something was made stale last: what was looked at before, and is noted after, is stale as well.
+    staled: RwLock<Option<Instant>>,
 }
 
 impl Default for Syncer {
@@ -70,6 +72,7 @@ impl Default for Syncer {
             absent: Cache::new(FRESH_MAX),
             unshown: Cache::new(FRESH_MAX),
             stale: Cache::new(FRESH_MAX),
+            staled: RwLock::default(),
             silent: Cache::builder().max_capacity(FRESH_MAX).time_to_live(FAILED_LOOK_BACKOFF).build(),
         }
     }
@@ -120,6 +123,21 @@ fn fits(entry: &UfsEntry, mount: &Mounted) -> bool {
 }
 
 impl Syncer {
+    fn note_stale(&self) {
+        *self.staled.write().unwrap_or_else(|e| e.into_inner()) = Some(Instant::now());
+    }
+
+    /// Whether nothing was made stale since a look began.
+    fn holds(&self, at: Instant) -> bool {
+        self.staled.read().unwrap_or_else(|e| e.into_inner()).is_none_or(|staled| staled < at)
+    }
+
+    fn note_looked_at(&self, id: InodeId, at: Instant) {
+        if self.holds(at) {
+            self.looked.insert(id, at);
+        }
+    }
+
     /// Marks an entry that this cluster wrote itself just now.
     pub fn note_looked(&self, id: InodeId) {
         self.looked.insert(id, Instant::now());
@@ -133,12 +151,14 @@ impl Syncer {
 
     /// Has the next access look at the store: somebody met another version there.
     pub fn invalidate(&self, id: InodeId) {
+        self.note_stale();
         self.looked.invalidate(&id);
         self.stale.insert(id, ());
     }
 
     /// Has the next access to these names of a folder, and to the folder's names, look at the store: something happened there.
     pub fn invalidate_names(&self, parent: InodeId, names: &[(Vec<u8>, Option<InodeId>)]) {
+        self.note_stale();
         self.listed.invalidate(&parent);
         for (name, id) in names {
             self.absent.invalidate(&(parent, name.clone()));
@@ -151,6 +171,7 @@ impl Syncer {
 
     /// Has every next access look at the store: nobody knows what happened.
     pub fn invalidate_all(&self) {
+        self.note_stale();
         self.looked.invalidate_all();
         self.listed.invalidate_all();
         self.absent.invalidate_all();
@@ -274,7 +295,7 @@ impl Syncer {
                 if let Some(id) = known
                     && self.same(core, id, &entry)?
                 {
-                    self.looked.insert(id, at);
+                    self.note_looked_at(id, at);
                     return Ok(());
                 }
                 op.seen.push(Seen { name: name.to_vec().into(), ..to_seen(&entry, mount) });
@@ -282,14 +303,16 @@ impl Syncer {
             Err(e) if e.kind() == ErrorKind::NotFound => match known {
                 Some(_) => op.gone.push(name.to_vec().into()),
                 None => {
-                    self.absent.insert((parent, name.to_vec()), at);
+                    if self.holds(at) {
+                        self.absent.insert((parent, name.to_vec()), at);
+                    }
                     return Ok(());
                 }
             },
             Err(e) => match known {
                 Some(id) => {
                     tracing::warn!(error = %e, "an under store does not answer; what is known is served");
-                    self.looked.insert(id, at);
+                    self.note_looked_at(id, at);
                     let interval = interval.unwrap_or(Duration::MAX);
                     if interval > FAILED_LOOK_BACKOFF {
                         self.looked.insert(id, at.checked_sub(interval - FAILED_LOOK_BACKOFF).unwrap_or(at));
@@ -304,14 +327,14 @@ impl Syncer {
             Ok(reply) if reply.skipped > 0 => {
                 // Somebody changed the folder while the store was asked: what they did counts, and is newer.
                 if let Some(id) = known {
-                    self.looked.insert(id, at);
+                    self.note_looked_at(id, at);
                 }
                 Ok(())
             }
             Ok(_) => {
                 let child = core.store.view().child(parent, name)?;
                 if let Some(inode) = child {
-                    self.looked.insert(InodeId(inode.id), at);
+                    self.note_looked_at(InodeId(inode.id), at);
                 }
                 Ok(())
             }
@@ -351,7 +374,7 @@ impl Syncer {
         }
         for _ in 0..LISTING_ROUNDS {
             if let Some(looked) = self.list_once(core, path, resolved, mount, folder, how).await? {
-                if looked.whole && !matches!(how, Look::Check) {
+                if looked.whole && !matches!(how, Look::Check) && self.holds(at) {
                     self.listed.insert(id, at);
                 }
                 return Ok(looked);

@@ -8,6 +8,7 @@ use super::{Mounted, events};
 use crate::core::Core;
 use crate::store::Reader;
 use forebay_common::{MountId, Result, counter};
+use forebay_proto::store::Mount;
 use forebay_ufs::{Happened, HdfsEvents};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 /// Runs until shutdown.
 pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
-    let mut listening: HashMap<MountId, (Arc<Mounted>, Option<JoinHandle<()>>)> = HashMap::new();
+    let mut listening: HashMap<MountId, (Mount, Option<JoinHandle<()>>)> = HashMap::new();
     let mut tick = tokio::time::interval(LOOK_FOR_MOUNTS);
     loop {
         tokio::select! {
@@ -34,26 +35,28 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
             _ = tick.tick() => {}
         }
         let Ok(mounts) = core.store.view().mounts() else { continue };
-        let now: Vec<Arc<Mounted>> = mounts.iter().filter_map(|m| core.soft.mounts.get(&core.store, &core.config, MountId(m.id)).ok()).collect();
         // One that is gone, or has other options, is another one.
-        listening.retain(|_, (mounted, task)| {
-            let stays = now.iter().any(|m| Arc::ptr_eq(m, mounted));
+        listening.retain(|_, (record, task)| {
+            let stays = mounts.iter().any(|m| m == record);
             if !stays && let Some(task) = task {
                 task.abort();
             }
             stays
         });
-        for mounted in now {
-            listening.entry(mounted.id).or_insert_with(|| {
-                let task = match mounted.ufs.events() {
-                    Ok(events) => events.map(|events| tokio::spawn(listen(core.clone(), mounted.clone(), events))),
-                    Err(e) => {
-                        tracing::error!(path = %mounted.path, error = %e, "the event stream of a mount cannot be read");
-                        None
-                    }
-                };
-                (mounted, task)
-            });
+        for record in mounts {
+            let id = MountId(record.id);
+            if listening.contains_key(&id) {
+                continue;
+            }
+            let Ok(mounted) = core.soft.mounts.get(&core.store, &core.config, id) else { continue };
+            let task = match mounted.ufs.events() {
+                Ok(events) => events.map(|events| tokio::spawn(listen(core.clone(), mounted.clone(), events))),
+                Err(e) => {
+                    tracing::error!(path = %mounted.path, error = %e, "the event stream of a mount cannot be read");
+                    None
+                }
+            };
+            listening.insert(id, (record, task));
         }
     }
     listening.into_values().filter_map(|(_, task)| task).for_each(|task| task.abort());
@@ -72,7 +75,8 @@ async fn listen(core: Arc<Core>, mounted: Arc<Mounted>, mut events: HdfsEvents) 
                         core.syncer.invalidate_all();
                     }
                 }
-                events.interval
+                // What happens faster than it is told is asked for at once.
+                if events.is_behind() { Duration::ZERO } else { events.interval }
             }
             Ok(Happened::Missed) => {
                 failing = false;
@@ -93,9 +97,11 @@ async fn listen(core: Arc<Core>, mounted: Arc<Mounted>, mut events: HdfsEvents) 
     }
 }
 
-/// A folder that went away, or moved, is told once, and not what was in it: it is looked at now, so that all below it goes with it.
+/// A folder that went away, moved, or was made again is told once, and not what was in it: nothing below it is believed any more, and it is looked
+/// at now, so that all below it goes with it.
 async fn take(core: &Core, mounted: &Mounted, key: &[u8]) -> Result<()> {
     if events::invalidate(core, &mounted.path, key)? {
+        core.syncer.invalidate_all();
         let names = key.split(|b| *b == b'/').filter(|name| !name.is_empty());
         let path = names.into_iter().try_fold(mounted.path.clone(), |at, name| at.join(name))?;
         core.syncer.resolve(core, &core.own_identity(), &path).await?;

@@ -2,6 +2,7 @@
 
 use super::encode;
 use crate::core::Core;
+use crate::hadoop;
 use crate::mount::Mounted;
 use crate::namespace;
 use crate::store::Reader;
@@ -86,6 +87,12 @@ impl Service {
         Ok(GetBlockResponse { status: Some(status), block: Some(block), workers })
     }
 
+    fn metrics(&self) -> Vec<NamedValue> {
+        let mut all: Vec<NamedValue> = self.0.metrics.report().into_iter().map(|(name, value)| NamedValue { name, value }).collect();
+        all.push(NamedValue { name: "Cluster.HadoopCalls".to_owned(), value: hadoop::CALLS.get() });
+        all
+    }
+
     async fn gather(&self) -> Result<ReportResponse> {
         let core = &self.0;
         let ufs = self.ufs().await?;
@@ -105,7 +112,7 @@ impl Service {
         }
         Ok(ReportResponse {
             workers: core.soft.workers.report(),
-            metrics: core.metrics.report().into_iter().map(|(name, value)| NamedValue { name, value }).collect(),
+            metrics: self.metrics(),
             ufs,
             files: counters.files,
             folders: counters.folders,
@@ -118,6 +125,7 @@ impl Service {
             data_dir_total_bytes: bytes(disk.as_ref().map_or(0, nix::sys::statvfs::Statvfs::blocks)),
             data_dir_free_bytes: bytes(disk.as_ref().map_or(0, nix::sys::statvfs::Statvfs::blocks_available)),
             at_risk: Some(core.persist.at_risk(core)?),
+            hadoop_port: u32::from(core.hadoop_port),
         })
     }
 }

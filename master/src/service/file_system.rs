@@ -206,7 +206,7 @@ impl Service {
         let core = &self.0;
         let who = core.who(request.caller.as_ref())?;
         let lease = core.store.view().lease(request.lease_id)?;
-        let op = journal::AddBlocks { file_id: request.file_id, lease_id: request.lease_id, count: request.count };
+        let op = journal::AddBlocks { file_id: request.file_id, lease_id: request.lease_id, count: request.count, worker_id: 0 };
         let reply = core.change(request.caller.as_ref(), Op::AddBlocks(op)).await?;
         let (path, inode, _) = self.status_by_id(reply.file_id)?;
         check_open_for_writing(&path, &inode, reply.lease_id)?;
@@ -232,6 +232,7 @@ impl Service {
             block_ids: request.blocks.iter().map(|b| b.id).collect(),
             block_lengths: request.blocks.iter().map(|b| b.length).collect(),
             fingerprint: request.fingerprint,
+            expired_only: false,
         };
         if let Some(lease) = &lease {
             // A worker that is to leave has not, before it has told of these blocks.
@@ -253,7 +254,7 @@ impl Service {
                     return Err(err!(InvalidArgument, "the blocks of file {} do not add up to {} bytes", request.file_id, request.length));
                 }
                 let (first, copies) = (forebay_common::WorkerId(lease.worker_id), inode.replication_min as usize);
-                replicate::before_acknowledging(core, &inode, request.length, &blocks, first, copies).await?;
+                replicate::before_acknowledging(core, &inode, request.length, &blocks, Some(first), copies).await?;
             }
         }
         let reply = core.change(request.caller.as_ref(), Op::Complete(op)).await?;

@@ -42,8 +42,8 @@ pub struct MasterHandle {
     pub rpc_addr: SocketAddr,
     /// `/metrics`, `/healthz`.
     pub web_addr: SocketAddr,
-    /// Where Hadoop's clients call it.
-    pub hadoop_addr: SocketAddr,
+    /// Where Hadoop's clients call it, if they are served.
+    pub hadoop_addr: Option<SocketAddr>,
     core: Arc<Core>,
     tasks: Vec<JoinHandle<()>>,
     _lock: fd_lock::RwLockWriteGuard<'static, std::fs::File>,
@@ -72,9 +72,13 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
     let lock = lock_dir(&dir)?;
     let rpc = bind(&master.bind, master.rpc_port, "master.rpc_port").await?;
     let web = bind(&master.bind, master.web_port, "master.web_port").await?;
-    let hadoop = bind(&master.bind, master.hadoop_port, "master.hadoop_port").await?;
+    let hint = "where a NameNode has it, give another one, or set master.hadoop = false";
+    let hadoop = match master.hadoop {
+        true => Some(bind(&master.bind, master.hadoop_port, "master.hadoop_port").await.map_err(|e| e.context(hint))?),
+        false => None,
+    };
     let (rpc_addr, web_addr) = (rpc.local_addr().map_err(at("socket"))?, web.local_addr().map_err(at("socket"))?);
-    let hadoop_addr = hadoop.local_addr().map_err(at("socket"))?;
+    let hadoop_addr = hadoop.as_ref().map(TcpListener::local_addr).transpose().map_err(at("socket"))?;
     let store = Store::open(&dir.join("meta"), usize::try_from(master.store_cache.as_u64()).unwrap_or(256 << 20))?;
     let soft = Arc::new(Soft::default());
     soft.workers.set_leaving(&store.view().leaving_workers()?);
@@ -94,6 +98,7 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
         persist: Persist::default(),
         jobs: Jobs::default(),
         started_ms: clock::now_ms(),
+        hadoop_port: hadoop_addr.map_or(0, |a| a.port()),
     });
     if config.security.allow_insecure_bind {
         tracing::warn!("security.allow_insecure_bind is on: every client is believed to be the user it says it is");
@@ -116,9 +121,9 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
             tracing::error!(error = %e, "master RPC server ended");
         }
     }));
-    tasks.push(tokio::spawn(hadoop::serve(hadoop, core.clone(), shutdown.clone())));
+    tasks.extend(hadoop.map(|listener| tokio::spawn(hadoop::serve(listener, core.clone(), shutdown.clone()))));
     tasks.push(tokio::spawn(web::serve(web, core.clone(), shutdown)));
-    tracing::info!(%rpc_addr, %web_addr, %hadoop_addr, "master is up");
+    tracing::info!(%rpc_addr, %web_addr, ?hadoop_addr, "master is up");
     Ok(MasterHandle { rpc_addr, web_addr, hadoop_addr, core, tasks, _lock: lock })
 }
 

@@ -3,6 +3,7 @@
 #   hdfs.sh prepare                       installs, downloads and compiles what is missing; its folder is the last line
 #   hdfs.sh run dir=FOLDER [key=value ..] the server, in the foreground; prints `READY hdfs://127.0.0.1:PORT http=.. dn=..`
 #   hdfs.sh shell -Dfs.defaultFS=URI -ls /   `hdfs dfs`; HADOOP_CONF_DIR and HADOOP_USER_NAME work as they do there
+#   hdfs.sh commands -Dfs.defaultFS=URI .. FILE   many commands in one process, one a line, words parted by tabs: see Commands.java
 # Keys of run, besides dir (where all its data are):
 #   format=false   go on with what is in dir, on the same ports (default true: dir is emptied of an earlier file system)
 #   n=1            DataNodes; as many replicas by default, at most 3 (of the shell's files 1, unless -Ddfs.replication=N)
@@ -43,6 +44,9 @@ prepare() {
       mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$tmp/lib" >&2
       javac -nowarn -cp "$tmp/lib/*" -d "$tmp/classes" "$here"/src/main/java/forebay/*.java >&2
       cp "$here"/src/main/resources/* "$tmp/classes"
+      # libhadoop.so, which the Java client passes descriptors with: Apache publishes none, this jar carries one of 3.3.5.
+      mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy -Dartifact=io.trino.hadoop:hadoop-apache:3.3.5-3:jar -DoutputDirectory="$tmp/native" >&2
+      (cd "$tmp/native" && jar xf hadoop-apache-3.3.5-3.jar "nativelib/Linux-$(dpkg --print-architecture | sed 's/arm64/aarch64/')" && mv nativelib/*/libhadoop.so . && rm -rf nativelib ./*.jar)
       chmod 755 "$tmp"
       mv -T "$tmp" "$home"
     fi
@@ -65,6 +69,9 @@ case $command in
   shell)
     home=$(prepare)
     exec java "${java_options[@]}" -cp "${HADOOP_CONF_DIR:+$HADOOP_CONF_DIR:}$home/classes:$home/lib/*" org.apache.hadoop.fs.FsShell "$@" ;;
+  commands)
+    home=$(prepare)
+    exec java "${java_options[@]}" -Djava.library.path="$home/native" -cp "${HADOOP_CONF_DIR:+$HADOOP_CONF_DIR:}$home/classes:$home/lib/*" forebay.Commands "$@" ;;
   *)
     sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     [ "$command" = help ] || exit 2 ;;

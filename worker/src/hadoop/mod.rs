@@ -1,21 +1,30 @@
 //! The worker as a DataNode: DataTransferProtocol in front of the same block store.
 //!
 //! `server` takes connections and hands each request to `read` (with read-through of what is missing, in the stream), `write` (one block, the
-//! only copy of its bytes) or `checksum`. Invariants: nothing is done without a block token; a chunk leaves only after it
+//! only copy of its bytes), `checksum` or, over a Unix socket, `short_circuit`. Invariants: nothing is done without a block token; a chunk leaves only after it
 //! was compared with its CRC; a packet is acknowledged after its bytes were compared with their checksums and written; the last one
 //! after the block was sealed and the master told.
 
 mod checksum;
+mod front;
+mod open;
 mod read;
+mod replica;
 mod server;
+mod short_circuit;
 mod write;
 
-pub use server::serve;
+pub use front::Front;
+pub use open::OpenBlocks;
+use server::Listener;
+pub use short_circuit::GRANTED;
+pub use write::end;
 
 use crate::core::Core;
+use crate::ufs_read::Target;
 use forebay_common::counter;
 use forebay_common::token::Claims;
-use forebay_common::{Error, ErrorKind, Result};
+use forebay_common::{BlockId, Error, ErrorKind, Result};
 use forebay_hdfs::hadoop::hdfs::{BaseHeaderProto, BlockOpResponseProto, Status};
 use prost::Message;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -27,6 +36,13 @@ counter!(pub WRITTEN, "forebay_worker_hadoop_written_bytes_total", "bytes taken 
 async fn verify(core: &Core, header: &BaseHeaderProto, right: u32) -> Result<Claims> {
     let token = header.token.as_ref().map(|t| t.identifier.clone()).unwrap_or_default();
     core.verify(&token, right).await
+}
+
+/// Where a block is in its file. Of a file that is being written the token does not know how long a block is: `length` does.
+fn target_of(claims: &Claims, block: BlockId, length: Option<u64>) -> Result<Target> {
+    let Some(length) = length else { return Target::of(claims, block) };
+    let offset = claims.block_index(block).unwrap_or(0).saturating_mul(claims.block_size_bytes);
+    Target::of(&Claims { length_bytes: offset.saturating_add(length), ..claims.clone() }, block)
 }
 
 /// What a failure is called in an answer. A refused token has the client ask the master for another.

@@ -1,16 +1,16 @@
 //! Connections of Hadoop's clients, and the requests on each, one after the other.
 
-use super::{checksum, read, refusal, send, write};
+use super::{checksum, read, refusal, send, short_circuit, write};
 use crate::core::Core;
-use forebay_common::{Error, ErrorKind, Result, counter, err, gauge};
+use forebay_common::{Result, counter, err, gauge};
 use forebay_hdfs::hadoop::hdfs as wire;
 use forebay_hdfs::transfer::{self, Op};
 use prost::Message;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{BufReader, BufWriter};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, BufWriter};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -23,22 +23,60 @@ gauge!(CONNECTIONS, "forebay_worker_hadoop_connections", "connections of Hadoop 
 const KEPT: Duration = Duration::from_secs(10);
 const BUFFER_BYTES: usize = 128 << 10;
 
+type Read = Box<dyn AsyncRead + Send + Unpin>;
+type Write = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// Both halves of a connection.
 pub struct Peer {
-    pub reader: BufReader<OwnedReadHalf>,
-    pub writer: BufWriter<OwnedWriteHalf>,
+    pub reader: BufReader<Read>,
+    pub writer: BufWriter<Write>,
+    /// Over which descriptors can be passed.
+    pub socket: Option<OwnedFd>,
+}
+
+impl Peer {
+    fn new(reader: Read, writer: Write, socket: Option<OwnedFd>) -> Peer {
+        Peer { reader: BufReader::with_capacity(BUFFER_BYTES, reader), writer: BufWriter::with_capacity(BUFFER_BYTES, writer), socket }
+    }
+}
+
+/// Where clients come in.
+pub enum Listener {
+    /// Over the network.
+    Tcp(TcpListener),
+    /// From this machine: these can be passed descriptors.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> std::io::Result<Peer> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let (reader, writer) = stream.into_split();
+                Ok(Peer::new(Box::new(reader), Box::new(writer), None))
+            }
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let socket = stream.as_fd().try_clone_to_owned()?;
+                let (reader, writer) = stream.into_split();
+                Ok(Peer::new(Box::new(reader), Box::new(writer), Some(socket)))
+            }
+        }
+    }
 }
 
 /// Serves until `shutdown`.
-pub async fn serve(listener: TcpListener, core: Arc<Core>, shutdown: CancellationToken) {
+pub async fn serve(listener: Listener, core: Arc<Core>, shutdown: CancellationToken) {
     let permits = Arc::new(Semaphore::new(core.config.hadoop_connections_max));
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let peer = match accepted {
+            Ok(peer) => peer,
             Err(e) => {
                 tracing::warn!(error = %e, "a connection of a Hadoop client could not be accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -53,11 +91,9 @@ pub async fn serve(listener: TcpListener, core: Arc<Core>, shutdown: Cancellatio
         let (core, shutdown) = (core.clone(), shutdown.clone());
         tokio::spawn(async move {
             CONNECTIONS.inc();
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                ended = requests(&core, stream) => if let Err(e) = ended {
-                    tracing::debug!(error = %e, "a connection of a Hadoop client ends");
-                }
+            // What is being written is ended in order when the worker stops.
+            if let Err(e) = requests(&core, peer, &shutdown).await {
+                tracing::debug!(error = %e, "a connection of a Hadoop client ends");
             }
             CONNECTIONS.dec();
             drop(permit);
@@ -65,18 +101,18 @@ pub async fn serve(listener: TcpListener, core: Arc<Core>, shutdown: Cancellatio
     }
 }
 
-async fn requests(core: &Arc<Core>, stream: TcpStream) -> Result<()> {
-    stream.set_nodelay(true).map_err(|e| Error::io("TCP_NODELAY", &e))?;
-    let (reader, writer) = stream.into_split();
-    let mut peer = Peer { reader: BufReader::with_capacity(BUFFER_BYTES, reader), writer: BufWriter::with_capacity(BUFFER_BYTES, writer) };
+async fn requests(core: &Arc<Core>, mut peer: Peer, shutdown: &CancellationToken) -> Result<()> {
     loop {
-        let next = match tokio::time::timeout(KEPT, transfer::read_request(&mut peer.reader)).await {
-            Ok(next) => next?,
-            Err(_) => return Ok(()),
+        let next = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            next = tokio::time::timeout(KEPT, transfer::read_request(&mut peer.reader)) => match next {
+                Ok(next) => next?,
+                Err(_) => return Ok(()),
+            },
         };
         let Some((op, message)) = next else { return Ok(()) };
         REQUESTS.inc();
-        if let Err(e) = one(core, &mut peer, op, message).await {
+        if let Err(e) = one(core, &mut peer, op, message, shutdown).await {
             FAILED.inc();
             return Err(e);
         }
@@ -88,10 +124,16 @@ fn decode<M: Message + Default>(raw: bytes::Bytes) -> Result<M> {
 }
 
 /// Errors: the connection is of no use any more. A refusal is an answer, and no error.
-async fn one(core: &Arc<Core>, peer: &mut Peer, op: Op, message: bytes::Bytes) -> Result<()> {
+async fn one(core: &Arc<Core>, peer: &mut Peer, op: Op, message: bytes::Bytes, shutdown: &CancellationToken) -> Result<()> {
     match op {
-        Op::ReadBlock => read::read_block(core, peer, decode(message)?).await,
-        Op::WriteBlock => write::write_block(core, peer, decode(message)?).await,
+        Op::ReadBlock => {
+            let op = decode(message)?;
+            tokio::select! {
+                () = shutdown.cancelled() => Err(err!(Unavailable, "this worker is stopping")),
+                read = read::read_block(core, peer, op) => read,
+            }
+        }
+        Op::WriteBlock => write::write_block(core, peer, decode(message)?, shutdown).await,
         Op::BlockChecksum => {
             let answer = match checksum::block_checksum(core, &decode(message)?).await {
                 Ok(answer) => answer,
@@ -99,10 +141,23 @@ async fn one(core: &Arc<Core>, peer: &mut Peer, op: Op, message: bytes::Bytes) -
             };
             send(&mut peer.writer, &answer).await
         }
-        Op::TransferBlock | Op::RequestShortCircuitFds | Op::ReleaseShortCircuitFds | Op::RequestShortCircuitShm => {
-            let e = err!(Unsupported, "{op:?} is not offered by this worker");
-            send(&mut peer.writer, &wire::BlockOpResponseProto { ..refusal(&e) }).await?;
-            Err(Error::new(ErrorKind::Unsupported, e.message()))
+        Op::RequestShortCircuitFds => short_circuit::request_fds(core, peer, decode(message)?).await,
+        // Clients say so once in their log, and go on without slots.
+        Op::RequestShortCircuitShm => {
+            let answer = wire::ShortCircuitShmResponseProto {
+                status: wire::Status::ErrorUnsupported as i32,
+                error: Some("this worker has no shared memory segments".to_owned()),
+                id: None,
+            };
+            send(&mut peer.writer, &answer).await
         }
+        Op::ReleaseShortCircuitFds => {
+            let answer = wire::ReleaseShortCircuitAccessResponseProto {
+                status: wire::Status::ErrorUnsupported as i32,
+                error: Some("this worker has no shared memory segments".to_owned()),
+            };
+            send(&mut peer.writer, &answer).await
+        }
+        Op::TransferBlock => send(&mut peer.writer, &refusal(&err!(Unsupported, "replicas are copied by the master's order, not by clients"))).await,
     }
 }

@@ -8,12 +8,15 @@ use forebay_common::{BlockId, Result, err};
 use forebay_proto::LoadBlock;
 use std::sync::Arc;
 
+/// What counts as small: such a block is written in one go.
+const SMALL_BYTES: u64 = 1 << 20;
 /// Tries of pages that were fetched and not kept, because others were being stored.
 const TRIES: u32 = 3;
 
 /// Whether an order is for a block of one page, wherever it is kept: those are loaded by the batch.
 pub fn is_small(order: &LoadBlock) -> bool {
-    let one_page = |file: &forebay_proto::FileBytes| file.length > 0 && file.length <= file.page_size_bytes.min(file.block_size_bytes);
+    let one_page =
+        |file: &forebay_proto::FileBytes| file.length > 0 && file.length <= file.page_size_bytes.min(file.block_size_bytes).min(SMALL_BYTES);
     order.tier.is_empty() && order.file.as_ref().is_some_and(one_page)
 }
 

@@ -1,4 +1,4 @@
-//! Work that the master hands out: loading blocks, copying them from other workers, writing files out to under stores.
+//! Work that the master hands out: loading blocks, copying them from other workers, writing files out to under stores, ending blocks.
 //!
 //! One call for work is always waiting at the master; outcomes are sent in batches until the master has taken them. Invariant: a
 //! task is named as running in every call for work until its outcome was taken, so that the master knows which it lost.
@@ -6,6 +6,7 @@
 mod bytes_of;
 mod copy;
 mod load;
+mod seal;
 mod write_out;
 
 use crate::core::Core;
@@ -155,6 +156,7 @@ async fn carry_out(core: &Arc<Core>, turns: &Turns, task: Task) -> Result<TaskOu
             let _turn = turn(&turns.writes).await?;
             write_out::write_out(core, order).await
         }
+        Some(What::Seal(order)) => seal::seal(core, &order).await.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() }),
         None => Err(err!(Unsupported, "this worker does not know that kind of task: start the newer version")),
     }
 }

@@ -188,18 +188,21 @@ struct Small {
 /// Has many small blocks cached, each of one page, with as few changes of thread as possible: where the store is a file system, one
 /// thread reads and stores them all. Returns the bytes fetched for each, or why it is not here.
 pub async fn load_small(core: &Arc<Core>, targets: Vec<Target>) -> Vec<Result<u64>> {
-    let mut outcomes: Vec<Result<u64>> = targets.iter().map(|_| Ok(0)).collect();
+    // What ends without a word of its own is not here.
+    let mut outcomes: Vec<Result<u64>> = targets.iter().map(|t| Err(err!(Unavailable, "block {} was not loaded", t.block))).collect();
+    let here: Vec<bool> = targets.iter().map(|t| core.store.has_bytes(t.block, t.header.length_bytes)).collect();
     let (mut own, mut others) = (Vec::new(), Vec::new());
     {
         let mut flights = core.fetcher.flights();
         for (index, target) in targets.into_iter().enumerate() {
             assert_eq!(target.header.pages(), 1, "small blocks have one page");
             let key = (target.block, 0);
-            if core.store.has_bytes(target.block, target.header.length_bytes) {
+            if here[index] {
+                outcomes[index] = Ok(0);
                 continue;
             }
             match (flights.get(&key).filter(|f| f.has_changed().is_ok() || f.borrow().settled), target.source.clone()) {
-                (Some(flight), _) => others.push((index, Awaited(flight.clone()))),
+                (Some(flight), _) => others.push((index, target, Awaited(flight.clone()))),
                 (None, None) => {
                     outcomes[index] = Err(err!(NotFound, "block {} is not on this worker, and its file is in no under store", target.block));
                 }
@@ -215,9 +218,14 @@ pub async fn load_small(core: &Arc<Core>, targets: Vec<Target>) -> Vec<Result<u6
     for (index, outcome) in fetched {
         outcomes[index] = outcome;
     }
-    for (index, awaited) in others {
+    for (index, target, awaited) in others {
         COALESCED.inc();
-        outcomes[index] = awaited.settled().await.map(|()| 0);
+        outcomes[index] = match awaited.settled().await {
+            Ok(()) if core.store.has_bytes(target.block, target.header.length_bytes) => Ok(0),
+            // Served to whoever fetched it, and not kept: asked for again it may be.
+            Ok(()) => Err(err!(Unavailable, "block {} was fetched and not kept", target.block)),
+            Err(e) => Err(e),
+        };
     }
     outcomes
 }

@@ -5,14 +5,16 @@
 //! out of room and nothing there can be evicted, it goes on in the tier below, with what was written so far.
 
 use crate::store::{BlockFile, BlockStore, Dir, Header, paths, remove_files};
+use bytes::{Bytes, BytesMut};
 use forebay_common::block_header::flags_of;
 use forebay_common::config::Medium;
 use forebay_common::error::at;
 use forebay_common::limits::CHUNK_SIZE_BYTES;
 use forebay_common::token::Claims;
-use forebay_common::{BlockId, InodeId, MountId, Result, checksum, err};
+use forebay_common::{BlockId, Error, InodeId, MountId, Result, checksum, err};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,9 +74,27 @@ impl BlockWriter {
         Ok(())
     }
 
-    /// Errors: `NoSpace`; the block is of no use then.
+    /// Errors: `NoSpace`, the disk's; the block is then as it was before.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.take_in(bytes)
+        let (length, chunks, open_chunk) = (self.length, self.crcs.len(), self.open_chunk);
+        self.take_in(bytes).inspect_err(|_| {
+            self.length = length;
+            self.crcs.truncate(chunks);
+            self.open_chunk = open_chunk;
+        })
+    }
+
+    /// Bytes that were appended.
+    pub fn read(&self, range: Range<u64>) -> Result<Bytes> {
+        let (start, end) = (range.start as usize, range.end as usize);
+        match &self.data {
+            None => self.first_page.get(start..end).map(Bytes::copy_from_slice).ok_or_else(|| err!(InvalidArgument, "no such range")),
+            Some(file) => {
+                let mut out = BytesMut::zeroed(end - start);
+                file.read_exact_at(&mut out, range.start).map_err(at("reading a block"))?;
+                Ok(out.freeze())
+            }
+        }
     }
 
     /// What was appended is on the disk, where there is one, when this returns.
@@ -102,7 +122,10 @@ impl BlockWriter {
         }
         if self.data.is_none() {
             let file = self.noted(self.make(self.block_size_bytes))?;
-            self.noted(file.write_all_at(&self.first_page, 0).map_err(at("writing a block")))?;
+            if let Err(e) = self.noted(file.write_all_at(&self.first_page, 0).map_err(at("writing a block"))) {
+                self.unmake();
+                return Err(e);
+            }
             self.first_page = Vec::new();
             self.data = Some(file);
         }
@@ -134,26 +157,46 @@ impl BlockWriter {
         }
     }
 
-    /// Goes on in another folder, where room for the newest `bytes` is reserved, with what was written so far.
+    /// Goes on in another folder, where room for the newest `bytes` is reserved, with what was written so far. Errors: it is where it was.
     fn go_on_in(&mut self, from: &Arc<Dir>, to: &Arc<Dir>, bytes: u64, written: u64) -> Result<()> {
         let earlier = self.reserved_bytes - bytes;
-        let old = self.data.take();
-        let made = self.made.swap(false, Ordering::Relaxed);
-        from.release(earlier);
-        self.reserved_bytes = bytes;
-        let moved = self.store.reserve(to, earlier).and_then(|()| {
-            self.reserved_bytes += earlier;
-            let Some(mut old) = old else { return Ok(()) };
-            let mut new = self.make(self.block_size_bytes)?;
-            old.seek(SeekFrom::Start(0)).map_err(at("moving a block"))?;
-            std::io::copy(&mut old.take(written), &mut new).map_err(at("moving a block"))?;
-            self.data = Some(new);
-            Ok(())
-        });
-        if made {
+        let back = |writer: &mut Self, reserved: u64, e: Error| {
+            to.release(reserved);
+            writer.reserved_bytes = earlier;
+            writer.dir = Some(from.clone());
+            Err(e)
+        };
+        if let Err(e) = self.store.reserve(to, earlier) {
+            return back(self, bytes, e);
+        }
+        if let Some(mut old) = self.data.take() {
+            self.made.store(false, Ordering::Relaxed);
+            let copied = self.make(self.block_size_bytes).and_then(|mut new| {
+                old.seek(SeekFrom::Start(0)).and_then(|_| std::io::copy(&mut (&old).take(written), &mut new)).map_err(at("moving a block"))?;
+                Ok(new)
+            });
+            match copied {
+                Ok(new) => self.data = Some(new),
+                Err(e) => {
+                    self.unmake();
+                    self.data = Some(old);
+                    self.made.store(true, Ordering::Relaxed);
+                    return back(self, bytes + earlier, e);
+                }
+            }
             remove_files(from, self.header.block);
         }
-        moved
+        from.release(earlier);
+        Ok(())
+    }
+
+    /// Removes what `make` made in the folder.
+    fn unmake(&self) {
+        if self.made.swap(false, Ordering::Relaxed)
+            && let Some(dir) = &self.dir
+        {
+            remove_files(dir, self.header.block);
+        }
     }
 
     fn sum(&mut self, mut bytes: &[u8]) {
