@@ -2,6 +2,7 @@
 //!
 //! Called by every crate of the workspace; depends on none of them. Nothing here does network I/O.
 
+mod abort_point;
 pub mod block_header;
 pub mod checksum;
 pub mod clock;
@@ -14,6 +15,7 @@ pub mod path;
 pub mod telemetry;
 pub mod token;
 
+pub use abort_point::abort_point;
 pub use error::{Error, ErrorKind, Result};
 pub use id::{BlockId, InodeId, MountId, WorkerId};
 pub use path::AbsPath;

@@ -12,7 +12,7 @@ use crate::namespace::Found;
 use crate::persist::PUBLISH_TTL_MS;
 use crate::replicate::Replicate;
 use crate::store::{Cf, Reader, reply_key};
-use forebay_common::{Error, ErrorKind, InodeId, MountId, Result, counter, err, gauge};
+use forebay_common::{Error, ErrorKind, InodeId, MountId, Result, abort_point, counter, err, gauge};
 use forebay_proto::Caller;
 use forebay_proto::journal::{Abandon, ExpireTtl, FinishPending, Reply, command::Op};
 use forebay_proto::store::Pending;
@@ -163,10 +163,12 @@ fn is_refusal(e: &Error) -> bool {
 async fn carry_out(core: &Arc<Core>, record: &Pending) -> Result<()> {
     let mut backoff = BACKOFF_MIN;
     loop {
+        abort_point("pending_read");
         let outcome = {
             let _call = core.pending.calls.acquire().await;
             attempt(core, record).await
         };
+        abort_point("pending_done_in_store");
         let (error_kind, error, fingerprints) = match &outcome {
             Ok(fingerprints) => (0, String::new(), fingerprints.clone()),
             Err(e) if !is_refusal(e) => {
@@ -187,6 +189,7 @@ async fn carry_out(core: &Arc<Core>, record: &Pending) -> Result<()> {
         let finish = FinishPending { pending_id: record.id, error, error_kind, previous_fingerprint, fingerprint };
         match core.own_change(Op::FinishPending(finish)).await {
             Ok(_) => {
+                abort_point("pending_finished");
                 if record.inode_id > 0 && outcome.is_ok() {
                     core.syncer.note_looked(InodeId(record.inode_id));
                 }

@@ -172,6 +172,12 @@ impl Cluster {
         self.master.as_ref().expect("running").id()
     }
 
+    /// Waits until the master has ended by itself.
+    pub async fn master_died(&mut self) {
+        let mut process = self.master.take().expect("running");
+        crate::eventually("the master ends by itself", 60, async || process.child.try_wait().expect("wait").is_some()).await;
+    }
+
     /// `kill -9` of the master, and a start on the same folder and port.
     pub fn restart_master(&mut self) {
         self.master.take().expect("running").kill();

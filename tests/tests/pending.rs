@@ -145,3 +145,65 @@ async fn killed_at_every_step() {
     eprintln!("{ROUNDS} kills over {objects} objects, {looks} looks meanwhile");
     assert!(looks > 0);
 }
+
+/// (S-27) The master dies at each step of what is on its way to a store, by name: the change is journaled, the store has done it, its outcome is journaled.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_each_step_by_name() {
+    const OBJECTS: usize = 60;
+    let mut cluster = Cluster::start(1, &[]).await;
+    let s3 = S3::start(cluster.dir.path()).await;
+    let store = UnderStore::open(&UfsUri::parse("s3://bucket").unwrap(), &s3.options(None)).unwrap();
+    let mut mount = s3.options(None);
+    mount.insert("sync_interval_ms".into(), "0".into());
+    cluster.client().await.mount(&p("/s3"), "s3://bucket", false, mount).await.unwrap();
+    for (i, step) in ["pending_read", "pending_done_in_store", "pending_finished"].into_iter().enumerate() {
+        for what in ["rename", "delete", "rename a file", "again"] {
+            let name = |of: &str| format!("{of}{i}-{}", what.replace(' ', "-"));
+            let (from, to) = (name("from"), name("to"));
+            let mut expected = BTreeMap::new();
+            for n in 0..OBJECTS {
+                put_behind(&store, &format!("{from}/d{}/f{n:03}", n % 3), "x").await;
+                expected.insert(format!("d{}/f{n:03}", n % 3), 1u64);
+            }
+            put_behind(&store, &format!("{from}-file"), "y").await;
+            let fs = cluster.client().await;
+            fs.list(&p("/s3"), true).await.unwrap();
+            // It dies at this step from its next start on.
+            cluster.master_environment = vec![("FOREBAY_ABORT_AT".into(), step.into())];
+            cluster.restart_master();
+            let (path, target) = (p(&format!("/s3/{from}")), p(&format!("/s3/{to}")));
+            let change = tokio::spawn(async move {
+                match what {
+                    "rename" => fs.rename(&path, &target, false).await,
+                    "delete" => fs.delete(&path, true).await,
+                    "rename a file" => fs.rename(&p(&format!("{path}-file")), &p(&format!("{target}-file")), false).await,
+                    _ => {
+                        fs.delete(&path, true).await?;
+                        write(&fs, &format!("{path}/new"), b"new", CreateOptions { recursive: true, ..Default::default() }).await;
+                        Ok(())
+                    }
+                }
+            });
+            cluster.master_died().await;
+            cluster.master_environment.clear();
+            cluster.start_master();
+            change.await.unwrap().unwrap_or_else(|e| panic!("{step}, {what}: {e}"));
+            eventually("the store catches up", 60, async || cluster.json(&["fsadmin", "report", "summary"])["pending_changes"] == 0).await;
+            let all = stored(&store).await;
+            assert_eq!(all, shown(&cluster.client().await).await, "{step}, {what}");
+            let below = |folder: &str| -> BTreeMap<String, u64> {
+                all.iter().filter_map(|(k, n)| Some((k.strip_prefix(&format!("{folder}/"))?.to_owned(), *n))).collect()
+            };
+            let empty = BTreeMap::new();
+            let new = BTreeMap::from([("new".to_owned(), 3u64)]);
+            let wanted = match what {
+                "rename" => (empty.clone(), expected),
+                "delete" => (empty.clone(), empty.clone()),
+                "rename a file" => (expected, empty.clone()),
+                _ => (new, empty.clone()),
+            };
+            assert_eq!((below(&from), below(&to)), wanted, "{step}, {what}");
+            assert_eq!(all.contains_key(&format!("{to}-file")), what == "rename a file", "{step}");
+        }
+    }
+}

@@ -3,7 +3,9 @@
 use super::*;
 use crate::store::Reader;
 use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId};
-use forebay_proto::journal::{AddBlocks, AddMount, Complete, Create, Delete, FinishPending, Mkdir, Rename, Seen, SyncChildren, UpdateMount};
+use forebay_proto::journal::{
+    AbandonBlock, AddBlocks, AddMount, Complete, Create, Delete, FinishPending, Mkdir, Rename, Seen, SyncChildren, UpdateMount,
+};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -236,6 +238,7 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
                 block_ids: ids,
                 block_lengths: lengths,
                 fingerprint: "f".into(),
+                expired_only: false,
             }))
         }
     };
@@ -405,6 +408,7 @@ impl Machine {
             block_ids: created.block_ids,
             block_lengths: vec![5],
             fingerprint: if to_ufs { "f".into() } else { String::new() },
+            expired_only: false,
         };
         assert_eq!(self.one(Op::Complete(complete)).error_kind, 0);
         created.file_id
@@ -414,6 +418,50 @@ impl Machine {
         let path = AbsPath::parse(path.as_bytes()).unwrap();
         crate::namespace::walk(&self.store.view(), &path).unwrap().found(&path).unwrap().inode.clone()
     }
+}
+
+/// A file that a Hadoop client writes: it may be moved, replaced and deleted meanwhile; its blocks are given up from the last one; its recovery leaves a
+/// lease alone that was renewed.
+#[test]
+fn files_of_hadoop_clients() {
+    let mut machine = Machine::new();
+    let create = |path: &str| Op::Create(Create { holder: "c".into(), block_count: 0, ..create_op(path, false) });
+    let made = machine.one(create("/f"));
+    let add = |made: &Reply| Op::AddBlocks(AddBlocks { file_id: made.file_id, lease_id: made.lease_id, count: 1, worker_id: 7 });
+    let (first, second) = (machine.one(add(&made)).block_ids[0], machine.one(add(&made)).block_ids[0]);
+    assert_eq!(machine.store.view().lease(made.lease_id).unwrap().unwrap().worker_id, 7);
+    let abandon = |block_id| Op::AbandonBlock(AbandonBlock { file_id: made.file_id, lease_id: made.lease_id, block_id });
+    assert_eq!(machine.one(abandon(first)).error_kind, ErrorKind::InvalidArgument.code(), "not the last one");
+    let freed = machine.one(abandon(second));
+    assert_eq!((freed.error_kind, freed.freed_first, freed.freed_count), (0, vec![second], vec![1]));
+    assert_eq!(machine.one(abandon(second)).error_kind, 0, "asked for again");
+    let third = machine.one(add(&made)).block_ids[0];
+    assert!(third > second);
+    machine.paths();
+    let moved = machine.one(Op::Rename(Rename { source: bytes("/f"), target: bytes("/g"), overwrite: false }));
+    assert_eq!(moved.error_kind, 0, "{}", moved.error_message);
+    let complete = |expired_only| {
+        Op::Complete(Complete {
+            file_id: made.file_id,
+            lease_id: made.lease_id,
+            length: 65_536 + 5,
+            block_ids: vec![first, third],
+            block_lengths: vec![65_536, 5],
+            fingerprint: String::new(),
+            expired_only,
+        })
+    };
+    assert_eq!(machine.one(complete(true)).error_kind, ErrorKind::Busy.code(), "renewed by the last block");
+    assert_eq!(machine.one(complete(false)).error_kind, 0);
+    assert_eq!(machine.look("/g").length, 65_541);
+    let open = machine.one(create("/g"));
+    assert_eq!(open.error_kind, 0, "{}", open.error_message);
+    let again = machine.one(create("/g"));
+    assert_eq!(again.error_kind, 0, "replaced while it is written: {}", again.error_message);
+    let expired = ErrorKind::Expired.code();
+    assert_eq!(machine.one(Op::AddBlocks(AddBlocks { file_id: open.file_id, lease_id: open.lease_id, count: 1, worker_id: 0 })).error_kind, expired);
+    assert_eq!(machine.one(Op::Delete(Delete { path: bytes("/g"), recursive: false })).error_kind, 0);
+    assert!(machine.paths().is_empty() && machine.store.view().leases().unwrap().is_empty());
 }
 
 /// (S-4) Somebody else's numbers, and numbers used for another kind of call, are refused; nothing of the answer is told.

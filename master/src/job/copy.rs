@@ -144,6 +144,9 @@ async fn file(core: &Arc<Core>, running: &Running, path: AbsPath, inode: Inode, 
         if ours && !found.inode.folder {
             return Ok(Done::Nothing);
         }
+        end_earlier(core, who, &found.inode, created_ms).await?;
+        let found = core.store.view().inode(InodeId(found.inode.id))?;
+        let overwrite = overwrite || found.is_none();
         if !overwrite {
             return Err(err!(AlreadyExists, "{target} exists already: use --force to replace it"));
         }
@@ -183,6 +186,18 @@ async fn file(core: &Arc<Core>, running: &Running, path: AbsPath, inode: Inode, 
     core.change_as(who, Op::Complete(complete)).await?;
     core.syncer.note_looked(InodeId(made.file_id));
     Ok(Done::Did(inode.length))
+}
+
+/// A file that this job was at when the master before this one died: nobody completes it, and its worker publishes nothing once its lease is gone.
+async fn end_earlier(core: &Arc<Core>, who: &Who, inode: &Inode, created_ms: u64) -> Result<()> {
+    let Some(lease) = core.store.view().lease(inode.lease_id)?.filter(|l| !l.publishing && l.holder.is_empty()) else { return Ok(()) };
+    let before_this_master = (created_ms..core.started_ms).contains(&inode.created_ms);
+    let of_this_job = !inode.completed && !inode.cached && before_this_master && lease.principal == who.user;
+    if !of_this_job {
+        return Ok(());
+    }
+    let abandon = journal::Abandon { file_id: inode.id, lease_id: lease.id, expired_only: false };
+    core.change_as(who, Op::Abandon(abandon)).await.map(drop)
 }
 
 /// Where a file's bytes are in its under store, if they are.

@@ -4,6 +4,7 @@
 #   hdfs.sh run dir=FOLDER [key=value ..] the server, in the foreground; prints `READY hdfs://127.0.0.1:PORT http=.. dn=..`
 #   hdfs.sh shell -Dfs.defaultFS=URI -ls /   `hdfs dfs`; HADOOP_CONF_DIR and HADOOP_USER_NAME work as they do there
 #   hdfs.sh commands -Dfs.defaultFS=URI .. FILE   many commands in one process, one a line, words parted by tabs: see Commands.java
+#   hdfs.sh bench -Dfs.defaultFS=URI .. FOLDER MIB   figures of the Java client on a file system: see Bench.java
 # Keys of run, besides dir (where all its data are):
 #   format=false   go on with what is in dir, on the same ports (default true: dir is emptied of an earlier file system)
 #   n=1            DataNodes; as many replicas by default, at most 3 (of the shell's files 1, unless -Ddfs.replication=N)
@@ -69,9 +70,12 @@ case $command in
   shell)
     home=$(prepare)
     exec java "${java_options[@]}" -cp "${HADOOP_CONF_DIR:+$HADOOP_CONF_DIR:}$home/classes:$home/lib/*" org.apache.hadoop.fs.FsShell "$@" ;;
-  commands)
+  commands | bench)
     home=$(prepare)
-    exec java "${java_options[@]}" -Djava.library.path="$home/native" -cp "${HADOOP_CONF_DIR:+$HADOOP_CONF_DIR:}$home/classes:$home/lib/*" forebay.Commands "$@" ;;
+    main=forebay.Commands
+    # For figures Java's better compiler.
+    [ "$command" = commands ] || { main=forebay.Bench; java_options=("${java_options[@]/-XX:TieredStopAtLevel=1/-XX:+TieredCompilation}"); }
+    exec java "${java_options[@]}" -Djava.library.path="$home/native" -cp "${HADOOP_CONF_DIR:+$HADOOP_CONF_DIR:}$home/classes:$home/lib/*" "$main" "$@" ;;
   *)
     sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     [ "$command" = help ] || exit 2 ;;

@@ -23,7 +23,7 @@ pub async fn block_checksum(core: &Arc<Core>, op: &wire::OpBlockChecksumProto) -
         0 => target.header.length_bytes,
         wanted => wanted.min(target.header.length_bytes),
     };
-    let options = op.block_checksum_options.clone().unwrap_or_default();
+    let options = op.block_checksum_options.unwrap_or_default();
     let composite = options.block_checksum_type() == wire::BlockChecksumTypeProto::CompositeCrc;
     if composite && options.stripe_length() > 0 {
         return Err(err!(Unsupported, "striped checksums: there is no erasure coding here"));
