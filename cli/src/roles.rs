@@ -83,7 +83,7 @@ pub async fn local(mut config: Config, args: LocalArgs) -> Result<()> {
     let flag = if address.port() == 19998 { String::new() } else { format!("--master {address} ") };
     line(&format!(
         "Forebay is up after {} ms: master {address}, {}{}\n\
-         data in {}; blocks stay in the tiers when this stops (umount {} frees the memory)\n\
+         data in {}; blocks stay in the tiers when this stops (umount {mem} {mem}.ro frees the memory)\n\
          Try:\n\
          \x20 forebay {flag}fs ls /\n\
          \x20 forebay {flag}fs mount /s3 s3://BUCKET/PREFIX --option endpoint=URL --option region=REGION --option access_key_id=KEY --option secret_access_key=SECRET\n\
@@ -94,7 +94,7 @@ pub async fn local(mut config: Config, args: LocalArgs) -> Result<()> {
         hdfs(master.hadoop_addr),
         tiers.join(", "),
         config.master.data_dir.display(),
-        worker.mem_dir.display(),
+        mem = worker.mem_dir.display(),
     ))?;
     let asked = until_signal(&shutdown).await;
     shutdown.cancel();
