@@ -117,8 +117,12 @@ impl FileWrite {
         let caching = self.caching;
         let (current, result) = tokio::task::spawn_blocking(move || {
             let mut current = current;
-            let result = if caching { current.append(&bytes) } else { current.skip(bytes.len()) };
-            (current, result)
+            let appended = if caching { current.append(&bytes) } else { Ok(()) };
+            // What is not kept counts: a written-through file goes on without the cache.
+            if !caching || appended.is_err() {
+                current.skip(bytes.len());
+            }
+            (current, appended)
         })
         .await
         .map_err(|e| err!(Internal, "write task: {e}"))?;
