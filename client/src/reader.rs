@@ -11,6 +11,7 @@ use crate::file_system::Inner;
 use crate::pieces::Pieces;
 use crate::prefetch::Window;
 use bytes::{Bytes, BytesMut};
+use forebay_common::layout::Layout;
 use forebay_common::{AbsPath, BlockId, Error, ErrorKind, Result, checksum, err};
 use forebay_proto::data_request::Op;
 use forebay_proto::data_response::Op as Answer;
@@ -83,10 +84,11 @@ impl FileReader {
 
     /// Block number and range within it, for as much of `offset..offset + length` as lies in one block.
     pub(crate) fn within_block(&self, offset: u64, length: usize) -> (usize, Range<u64>) {
-        let block = offset / self.status.block_size_bytes;
-        let start = offset - block * self.status.block_size_bytes;
-        let end = (start + length as u64).min(self.status.block_size_bytes).min(self.status.length - block * self.status.block_size_bytes);
-        (block as usize, start..end)
+        let layout = Layout { block_size_bytes: self.status.block_size_bytes, length_bytes: self.status.length, short: &self.status.short_blocks };
+        let (block, begins) = layout.block_at(offset);
+        let (_, block_length) = layout.span(block);
+        let start = offset - begins;
+        (block as usize, start..(start + length as u64).min(block_length))
     }
 
     /// Fills `out` from `offset` on; returns how many bytes there were before the end of the file.

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod id;
+pub mod layout;
 pub mod limits;
 pub mod metrics;
 pub mod path;

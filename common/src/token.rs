@@ -7,6 +7,7 @@
 //! Invariants: the MAC is compared in constant time; claims are decoded only after the MAC held; a token is good for
 //! the workers that it names only.
 
+use crate::layout::Layout;
 use crate::{BlockId, InodeId, MountId, Result, WorkerId, err};
 use hmac::{Hmac, Mac};
 use prost::Message;
@@ -47,10 +48,10 @@ pub struct Claims {
     /// The file.
     #[prost(uint64, tag = "1")]
     pub file_id: u64,
-    /// Its blocks in order, all of them or some; block `i` of the file starts at `i * block_size_bytes`.
+    /// Its blocks in order, all of them or one.
     #[prost(message, repeated, tag = "2")]
     pub blocks: Vec<BlockRun>,
-    /// Bytes in every block but the last.
+    /// Bytes in every block but the last, and `short_blocks`.
     #[prost(uint64, tag = "3")]
     pub block_size_bytes: u64,
     /// Bytes in the file; for a write token 0.
@@ -83,12 +84,15 @@ pub struct Claims {
     /// The mount that a written file lies in; in a token for reading `ufs` says it.
     #[prost(uint64, tag = "13")]
     pub mount_id: u64,
-    /// Which block of the file the first one of `blocks` is.
+    /// Where in the file the first one of `blocks` begins.
     #[prost(uint64, tag = "14")]
-    pub first_index: u64,
+    pub first_offset_bytes: u64,
     /// More workers that take this token: of a Hadoop client's block, which has one token for all of its replicas.
     #[prost(uint64, repeated, tag = "15")]
     pub other_workers: Vec<u64>,
+    /// Shorter ones among `blocks`, counted from the first of them; as in `Layout`.
+    #[prost(uint64, repeated, tag = "16")]
+    pub short_blocks: Vec<u64>,
 }
 
 /// The right to read.
@@ -97,9 +101,14 @@ pub const READ: u32 = 1;
 pub const WRITE: u32 = 2;
 
 impl Claims {
-    /// The position of `block` in the file, if the token covers it.
-    pub fn block_index(&self, block: BlockId) -> Option<u64> {
-        let mut before = self.first_index;
+    /// Whether the token covers `block`.
+    pub fn covers(&self, block: BlockId) -> bool {
+        self.block_index(block).is_some()
+    }
+
+    /// The position of `block` among `blocks`.
+    fn block_index(&self, block: BlockId) -> Option<u64> {
+        let mut before = 0;
         for run in &self.blocks {
             if let Some(i) = block.get().checked_sub(run.first)
                 && i < run.count
@@ -113,8 +122,18 @@ impl Claims {
 
     /// Offset in the file and length of `block`, if the token covers it.
     pub fn block_span(&self, block: BlockId) -> Option<(u64, u64)> {
-        let offset = self.block_index(block)?.checked_mul(self.block_size_bytes)?;
-        Some((offset, self.length_bytes.checked_sub(offset)?.min(self.block_size_bytes)))
+        let rest = Layout {
+            block_size_bytes: self.block_size_bytes,
+            length_bytes: self.length_bytes.saturating_sub(self.first_offset_bytes),
+            short: &self.short_blocks,
+        };
+        let (offset, length) = rest.span(self.block_index(block)?);
+        Some((self.first_offset_bytes + offset, length))
+    }
+
+    /// Where `block` begins in the file, if the token covers it; how long the file gets is not known while it is written.
+    pub fn block_offset(&self, block: BlockId) -> Option<u64> {
+        self.block_span(block).map(|(offset, _)| offset)
     }
 
     /// The file.
@@ -257,10 +276,13 @@ mod tests {
     /// One block of a file, for several workers.
     #[test]
     fn a_block_alone_has_its_place_and_its_workers() {
-        let one = Claims { blocks: vec![BlockRun { first: 40, count: 1 }], first_index: 2, other_workers: vec![4, 5], ..claims() };
+        let one = Claims { blocks: vec![BlockRun { first: 40, count: 1 }], first_offset_bytes: 200, other_workers: vec![4, 5], ..claims() };
         assert_eq!((one.block_span(BlockId(40)), one.block_span(BlockId(10))), (Some((200, 50)), None));
-        let hex: String =
-            Claims { first_index: 2, other_workers: vec![4, 5], ..Claims::default() }.encode_to_vec().iter().map(|b| format!("{b:02x}")).collect();
+        let hex: String = Claims { first_offset_bytes: 200, other_workers: vec![4, 5], ..Claims::default() }
+            .encode_to_vec()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
         assert_eq!(hex, "70027a020405");
         let key = TokenKey::generate();
         let token = key.sign(&one).unwrap();

@@ -6,7 +6,7 @@
 //! finds out again what is left to do.
 
 use crate::core::Core;
-use crate::namespace::block_ids;
+use crate::namespace;
 use crate::source;
 use crate::store::Reader;
 use forebay_common::{Result, WorkerId, counter};
@@ -71,8 +71,7 @@ impl Drain {
                 to_move += 1;
                 continue;
             }
-            let Some(index) = block_ids(&inode).position(|b| b == id) else { continue };
-            let length = source::block_length(&inode, index as u64);
+            let Some((_, (_, length))) = namespace::blocks(&inode).find(|(b, _)| *b == id) else { continue };
             let elsewhere =
                 |h: &crate::block::Holding| h.worker != worker && h.cached_bytes >= length && live.iter().any(|w| w.id == h.worker && !w.leaving);
             if core.soft.blocks.holders(id).iter().any(elsewhere) {

@@ -6,10 +6,11 @@
 //! anew by a new master.
 
 use crate::core::Core;
-use crate::namespace::{self, block_ids};
+use crate::namespace;
 use crate::source;
 use crate::store::{Cf, Reader};
 use crate::worker::{WorkerView, fetch_order};
+use forebay_common::layout::shorter_than;
 use forebay_common::token::UfsSource;
 use forebay_common::{BlockId, InodeId, Result, WorkerId, counter};
 use forebay_proto::LoadBlock;
@@ -98,8 +99,7 @@ impl Replicate {
         let open: Vec<&WorkerView> = live.iter().filter(|w| !w.leaving).collect();
         let min = (inode.replication_min as usize).min(open.len());
         let mut done = true;
-        for (i, block) in block_ids(inode).enumerate() {
-            let length = source::block_length(inode, i as u64);
+        for (block, (_, length)) in namespace::blocks(inode) {
             let whole = source::whole_on(core, &live, block, length);
             let staying = whole.iter().filter(|w| open.iter().any(|o| o.id == **w)).count();
             if staying < min {
@@ -184,7 +184,8 @@ pub async fn before_acknowledging(
 ) -> Result<()> {
     let live = core.soft.workers.live();
     let mut sized = inode.clone();
-    sized.length = length;
+    let lengths: Vec<u64> = blocks.iter().map(|(_, length)| *length).collect();
+    (sized.length, sized.short_blocks) = (length, shorter_than(inode.block_size_bytes, &lengths).unwrap_or_default());
     for (block, block_length) in blocks {
         let id = BlockId(*block);
         let whole = source::whole_on(core, &live, id, *block_length);

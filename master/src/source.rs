@@ -3,18 +3,13 @@
 //! Called by whatever submits tasks.
 
 use crate::core::Core;
-use crate::namespace::{self, block_ids, block_runs, blocks_for};
+use crate::namespace::{self, block_runs};
 use crate::store::Reader;
 use crate::worker::WorkerView;
 use forebay_common::token::{self, Claims, UfsSource};
 use forebay_common::{BlockId, InodeId, Result, WorkerId, clock};
 use forebay_proto::store::Inode;
 use forebay_proto::{BlockSource, CopyBlock, FileBytes, LoadBlock};
-
-/// Length of the block at a position of a file.
-pub fn block_length(inode: &Inode, index: u64) -> u64 {
-    inode.block_size_bytes.min(inode.length.saturating_sub(index * inode.block_size_bytes))
-}
 
 /// Live workers that have a block whole, those that stay first.
 pub fn whole_on(core: &Core, live: &[WorkerView], block: BlockId, length: u64) -> Vec<WorkerId> {
@@ -36,6 +31,7 @@ pub fn read_claims(core: &Core, inode: &Inode, principal: String) -> Claims {
         file_id: inode.id,
         blocks: block_runs(inode),
         block_size_bytes: inode.block_size_bytes,
+        short_blocks: inode.short_blocks.clone(),
         length_bytes: inode.length,
         page_size_bytes: inode.page_size_bytes,
         rights: token::READ,
@@ -74,8 +70,8 @@ pub fn copy_order(core: &Core, inode: &Inode, block: BlockId, length: u64, holde
 pub fn file_bytes(core: &Core, inode: &Inode, ufs: Option<UfsSource>, reader: WorkerId) -> Result<FileBytes> {
     let live = core.soft.workers.live();
     let mut sources = Vec::new();
-    for (i, block) in block_ids(inode).enumerate() {
-        let whole = whole_on(core, &live, block, block_length(inode, i as u64));
+    for (block, (_, length)) in namespace::blocks(inode) {
+        let whole = whole_on(core, &live, block, length);
         if !whole.contains(&reader)
             && let Some(holder) = whole.first().and_then(|id| live.iter().find(|w| w.id == *id))
         {
@@ -95,6 +91,7 @@ fn described(inode: &Inode, ufs: UfsSource) -> FileBytes {
         file_id: inode.id,
         length: inode.length,
         block_size_bytes: inode.block_size_bytes,
+        short_blocks: inode.short_blocks.clone(),
         page_size_bytes: inode.page_size_bytes,
         runs: inode.block_runs.clone(),
         mount_id: ufs.mount_id,
@@ -110,12 +107,12 @@ pub fn holder_of_most(core: &Core, inode: &Inode) -> (Option<WorkerView>, usize)
     let live = core.soft.workers.live();
     let mut counts: Vec<(usize, WorkerId)> = live.iter().map(|w| (0, w.id)).collect();
     let mut fewest = usize::MAX;
-    for (i, block) in block_ids(inode).enumerate() {
-        let whole = whole_on(core, &live, block, block_length(inode, i as u64));
+    for (block, (_, length)) in namespace::blocks(inode) {
+        let whole = whole_on(core, &live, block, length);
         fewest = fewest.min(whole.len());
         counts.iter_mut().filter(|(_, id)| whole.contains(id)).for_each(|(n, _)| *n += 1);
     }
-    if blocks_for(inode.length, inode.block_size_bytes) == 0 {
+    if inode.length == 0 {
         fewest = 1;
     }
     let best = counts.into_iter().max().and_then(|(_, id)| live.into_iter().find(|w| w.id == id));

@@ -47,7 +47,7 @@ fn commands_of_the_journal() {
             block_count: 6,
             ..Default::default()
         }),
-        Op::AddBlocks(journal::AddBlocks { file_id: 1, lease_id: 2, count: 3, worker_id: 0 }),
+        Op::AddBlocks(journal::AddBlocks { file_id: 1, lease_id: 2, count: 3, ..Default::default() }),
         Op::Complete(journal::Complete {
             file_id: 1,
             lease_id: 2,
@@ -191,18 +191,40 @@ fn records_of_the_store() {
     let counters = store::Counters { next_persist_id: 1, unpersisted_files: 2, unpersisted_bytes: 3, next_job_id: 4, ..Default::default() };
     check(&counters, "5001580260036804");
     check(&store::Link { parent_id: 1, name: b("n") }, "080112016e");
-    let lease = store::Lease {
-        id: 1,
-        file_id: 2,
-        expires_at_ms: 3,
-        ttl_ms: 4,
-        principal: "p".into(),
-        worker_id: 5,
-        publishing: false,
-        holder: String::new(),
-    };
+    let lease =
+        store::Lease { id: 1, file_id: 2, expires_at_ms: 3, ttl_ms: 4, principal: "p".into(), worker_id: 5, publishing: false, ..Default::default() };
     check(&lease, "08011002180320042a01703005");
     check(&store::Lease { holder: "c".into(), ..Default::default() }, "420163");
+    let open = store::Lease {
+        other_workers: vec![1, 2],
+        generation_stamp: 3,
+        drawn_stamp: 4,
+        flushed_block: 5,
+        flushed_length: 6,
+        rewritten_block: 7,
+        rewritten_length: 8,
+        ..Default::default()
+    };
+    check(&open, "4a020102500358046005680670077808");
+    check(&store::Inode { short_blocks: vec![1, 2], ..Default::default() }, "9a02020102");
+    check(&journal::AddBlocks { other_workers: vec![1, 2], previous_length: 3, ..Default::default() }, "2a0201023003");
+    let pipeline = journal::SetPipeline { file_id: 1, lease_id: 2, block_id: 3, generation_stamp: 4, worker_ids: vec![5, 6] };
+    check(&pipeline, "08011002180320042a020506");
+    check(&journal::NoteFlushed { file_id: 1, lease_id: 2, block_id: 3, length: 4 }, "0801100218032004");
+    let reopen = journal::Reopen {
+        path: b("/a"),
+        content_version: 1,
+        holder: "h".into(),
+        lease_ttl_ms: 2,
+        length: 3,
+        rewrite: true,
+        worker_id: 4,
+        to_ufs: true,
+    };
+    check(&reopen, "0a022f6110011a016820022803300138044001");
+    let concat = journal::Concat { path: b("/a"), content_version: 1, sources: vec![b("/b")], versions: vec![2], to_ufs: true };
+    check(&concat, "0a022f6110011a022f622201022801");
+    check(&journal::Reply { generation_stamp: 1, ..Default::default() }, "7801");
     check(&store::Inode { hadoop_replication: 1, accessed_ms: 2, ..Default::default() }, "880201900202");
     check(&journal::Create { holder: "c".into(), hadoop_replication: 1, ..Default::default() }, "7a0163800101");
     check(&journal::AddBlocks { worker_id: 1, ..Default::default() }, "2001");

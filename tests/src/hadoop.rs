@@ -66,7 +66,11 @@ pub struct Raw {
     pub rpc: IpcClient,
     /// The name under which it holds leases.
     pub name: String,
+    /// Of the files it makes.
+    pub block_size: u64,
 }
+
+pub use wire::op_write_block_proto::BlockConstructionStage as Stage;
 
 /// A block being written, as far as it got.
 pub struct RawBlock {
@@ -84,10 +88,10 @@ impl Raw {
     /// Connects.
     pub async fn connect(address: &str, user: &str) -> Raw {
         let rpc = IpcClient::connect(address, user, Duration::from_secs(30)).await.expect("connect");
-        Raw { rpc, name: format!("DFSClient_raw_{:x}", rand::random::<u64>()) }
+        Raw { rpc, name: format!("DFSClient_raw_{:x}", rand::random::<u64>()), block_size: 1 << 20 }
     }
 
-    /// Begins a file of 1 MiB blocks.
+    /// Begins a file.
     pub async fn create(&mut self, path: &str) -> forebay_common::Result<wire::HdfsFileStatusProto> {
         let request = wire::CreateRequestProto {
             src: path.to_owned(),
@@ -96,7 +100,7 @@ impl Raw {
             create_flag: 3,
             create_parent: true,
             replication: 1,
-            block_size: 1 << 20,
+            block_size: self.block_size,
             ..wire::CreateRequestProto::default()
         };
         let answer: wire::CreateResponseProto = self.rpc.call("create", &request).await?;
@@ -108,6 +112,73 @@ impl Raw {
         let request =
             wire::AddBlockRequestProto { src: path.to_owned(), client_name: self.name.clone(), previous, ..wire::AddBlockRequestProto::default() };
         Ok(self.rpc.call::<wire::AddBlockResponseProto>("addBlock", &request).await?.block)
+    }
+
+    /// Goes on with a file at its end: its last block, where that is gone on with, and its length.
+    pub async fn append(&mut self, path: &str, new_block: bool) -> forebay_common::Result<(Option<wire::LocatedBlockProto>, u64)> {
+        let flag = 4 | if new_block { 0x20 } else { 0 };
+        let request = wire::AppendRequestProto { src: path.to_owned(), client_name: self.name.clone(), flag: Some(flag) };
+        let answer: wire::AppendResponseProto = self.rpc.call("append", &request).await?;
+        Ok((answer.block, answer.stat.expect("a status").length))
+    }
+
+    /// A new stamp and token to go on with a block.
+    pub async fn update_block(&mut self, block: &wire::ExtendedBlockProto) -> forebay_common::Result<wire::LocatedBlockProto> {
+        let request = wire::UpdateBlockForPipelineRequestProto { block: block.clone(), client_name: self.name.clone() };
+        Ok(self.rpc.call::<wire::UpdateBlockForPipelineResponseProto>("updateBlockForPipeline", &request).await?.block)
+    }
+
+    /// Tells which workers go on with a block.
+    pub async fn update_pipeline(&mut self, old: &wire::ExtendedBlockProto, located: &wire::LocatedBlockProto) -> forebay_common::Result<()> {
+        let request = wire::UpdatePipelineRequestProto {
+            client_name: self.name.clone(),
+            old_block: old.clone(),
+            new_block: located.b.clone(),
+            new_nodes: located.locs.iter().map(|node| node.id.clone()).collect(),
+            storage_i_ds: Vec::new(),
+        };
+        self.rpc.call::<wire::UpdatePipelineResponseProto>("updatePipeline", &request).await.map(drop)
+    }
+
+    /// Goes on with a block of which `length` bytes were acknowledged.
+    pub async fn go_on(&mut self, located: &wire::LocatedBlockProto, stage: Stage, length: u64) -> forebay_common::Result<RawBlock> {
+        let again = wire::LocatedBlockProto { locs: located.locs.clone(), ..self.update_block(&located.b).await? };
+        let request = wire::OpWriteBlockProto {
+            stage: stage as i32,
+            min_bytes_rcvd: length,
+            latest_generation_stamp: again.b.generation_stamp,
+            ..write_request(&again)
+        };
+        let (stream, answer) = ask(&again, Op::WriteBlock, &request).await;
+        if answer.status() != wire::Status::Success {
+            return Err(forebay_common::err!(Unavailable, "{}", answer.message()));
+        }
+        self.update_pipeline(&located.b, &again).await?;
+        Ok(RawBlock { located: again, stream, seqno: 0, acknowledged: length })
+    }
+
+    /// Cuts a file.
+    pub async fn truncate(&mut self, path: &str, length: u64) -> forebay_common::Result<bool> {
+        let request = wire::TruncateRequestProto { src: path.to_owned(), new_length: length, client_name: self.name.clone() };
+        Ok(self.rpc.call::<wire::TruncateResponseProto>("truncate", &request).await?.result)
+    }
+
+    /// Joins files to one.
+    pub async fn concat(&mut self, target: &str, sources: &[String]) -> forebay_common::Result<()> {
+        let request = wire::ConcatRequestProto { trg: target.to_owned(), srcs: sources.to_vec() };
+        self.rpc.call::<wire::ConcatResponseProto>("concat", &request).await.map(drop)
+    }
+
+    /// Says that bytes of the last block were flushed.
+    pub async fn fsync(&mut self, path: &str) -> forebay_common::Result<()> {
+        let request = wire::FsyncRequestProto { src: path.to_owned(), client: self.name.clone(), last_block_length: None, file_id: None };
+        self.rpc.call::<wire::FsyncResponseProto>("fsync", &request).await.map(drop)
+    }
+
+    /// Takes the lease of a file away: whether it is completed by now.
+    pub async fn recover_lease(&mut self, path: &str) -> forebay_common::Result<bool> {
+        let request = wire::RecoverLeaseRequestProto { src: path.to_owned(), client_name: self.name.clone() };
+        Ok(self.rpc.call::<wire::RecoverLeaseResponseProto>("recoverLease", &request).await?.result)
     }
 
     /// Whether the file is completed.
@@ -135,7 +206,11 @@ impl RawBlock {
 
     async fn packet(&mut self, data: &[u8], last: bool) -> std::io::Result<wire::Status> {
         let mut sums = bytes::BytesMut::new();
-        CHECKSUM.put_sums(data, &mut sums);
+        let fill = (512 - self.acknowledged % 512) as usize % 512;
+        let (first, rest) = data.split_at(fill.min(data.len()));
+        CHECKSUM.put_sums(first, &mut sums);
+        CHECKSUM.put_sums(rest, &mut sums);
+        // The chunk that is not full yet is filled first, with a sum of what is new of it.
         let packet = Packet {
             offset: self.acknowledged,
             seqno: self.seqno,
@@ -148,16 +223,22 @@ impl RawBlock {
         self.stream.get_mut().write_all(&packet.encode_head()).await?;
         self.stream.get_mut().write_all(&packet.data).await?;
         let ack = transfer::read_delimited::<wire::PipelineAckProto>(&mut self.stream).await.map_err(std::io::Error::other)?;
-        let status = wire::Status::try_from(ack.reply[0]).expect("a status");
+        let bad = ack.reply.iter().find(|status| **status != wire::Status::Success as i32);
+        let status = wire::Status::try_from(*bad.unwrap_or(&ack.reply[0])).expect("a status");
         if status == wire::Status::Success {
             self.acknowledged += data.len() as u64;
         }
         Ok(status)
     }
 
-    /// Sends bytes (whole chunks of 512, but for the last) and waits until they are acknowledged.
+    /// Sends bytes and waits until they are acknowledged.
     pub async fn write(&mut self, data: &[u8]) -> std::io::Result<wire::Status> {
         self.packet(data, false).await
+    }
+
+    /// Sends the last packet; what the workers say to it.
+    pub async fn end_with(mut self) -> std::io::Result<wire::Status> {
+        self.packet(&[], true).await
     }
 
     /// Ends the block; what it is then.
@@ -167,12 +248,14 @@ impl RawBlock {
     }
 }
 
-/// The request to write a block, by a token.
+/// The request to write a block, by a token, through all its locations.
 pub fn write_request(located: &wire::LocatedBlockProto) -> wire::OpWriteBlockProto {
     wire::OpWriteBlockProto {
         header: header(located),
-        stage: wire::op_write_block_proto::BlockConstructionStage::PipelineSetupCreate as i32,
-        pipeline_size: 1,
+        targets: located.locs.iter().skip(1).cloned().collect(),
+        stage: Stage::PipelineSetupCreate as i32,
+        pipeline_size: u32::try_from(located.locs.len()).unwrap_or(1),
+        latest_generation_stamp: located.b.generation_stamp,
         requested_checksum: CHECKSUM.to_proto(),
         ..wire::OpWriteBlockProto::default()
     }

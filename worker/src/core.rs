@@ -1,6 +1,6 @@
 //! `Core`: the parts of one worker, shared by its sessions.
 
-use crate::hadoop::OpenBlocks;
+use crate::hadoop::{OpenBlocks, Slots};
 use crate::master::Master;
 use crate::report::Reporter;
 use crate::store::BlockStore;
@@ -26,6 +26,8 @@ pub struct Core {
     pub reporter: Reporter,
     /// Blocks that Hadoop's clients are writing.
     pub open_blocks: OpenBlocks,
+    /// What Java clients hold by descriptor.
+    pub slots: Slots,
     /// Whether this worker is to leave: it keeps nothing new and takes its grants back.
     pub leaving: watch::Sender<bool>,
 }

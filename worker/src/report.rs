@@ -183,7 +183,13 @@ impl Heartbeat {
                     tier: c.tier.into(),
                     pinned: c.pinned,
                     only_copy: c.only_copy,
+                    open: false,
                 })
+                .chain(self.core.open_blocks.abandoned().into_iter().take(REPORT_BATCH_BLOCKS).map(|id| ReportedBlock {
+                    block_id: id.get(),
+                    open: true,
+                    ..ReportedBlock::default()
+                }))
                 .collect(),
             counters: counters(&self.core),
             now_ms: clock::now_ms(),
@@ -206,7 +212,7 @@ impl Heartbeat {
             self.core.store.set_closed(leaving);
             tracing::warn!(leaving, "the master has said whether this worker is to leave");
         }
-        let store = self.core.store.clone();
+        let (core, store) = (self.core.clone(), self.core.store.clone());
         // Headers may have to be read for it, off a disk.
         let orders = tokio::task::spawn_blocking(move || {
             // The master names each block once, with what counts last.
@@ -214,7 +220,9 @@ impl Heartbeat {
             answer.unpin_blocks.iter().for_each(|block| store.set_pinned(BlockId(*block), false));
             answer.settled_blocks.iter().for_each(|block| store.settle(BlockId(*block)));
             for block in &answer.delete_blocks {
-                store.remove(BlockId(*block));
+                if !store.remove_by_order(BlockId(*block)) {
+                    core.open_blocks.discard(BlockId(*block));
+                }
             }
         });
         if let Err(e) = orders.await {

@@ -1,7 +1,7 @@
 //! Starting and stopping a worker: its id, its tier, its sockets, its heartbeat.
 
 use crate::core::{Core, Mounts};
-use crate::hadoop::OpenBlocks;
+use crate::hadoop::{OpenBlocks, Slots};
 use crate::master::Master;
 use crate::report::{Heartbeat, Reporter};
 use crate::scrub;
@@ -100,12 +100,13 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
         host_id: address.host_id.clone(),
         fetcher: Fetcher::new(worker.fetch_concurrency),
         config: worker,
+        open_blocks: OpenBlocks::new(store.clone()),
+        slots: Slots::default(),
         store,
         master: Master::new(&config.client.master, config.security.cluster_secret()?)?,
         keys: KeyRing::default(),
         mounts: Mounts::default(),
         reporter,
-        open_blocks: OpenBlocks::default(),
         leaving: watch::channel(false).0,
     });
     let incarnation = rand::random();

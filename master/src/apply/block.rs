@@ -60,10 +60,36 @@ pub fn free_last(c: &mut Context<'_, '_>, owner: InodeId, first: u64, left: u64)
 
 /// Gives up ids `first..first + count`. The records of runs inside them go; those that only overlap are the caller's to rewrite.
 pub fn free_run(c: &mut Context<'_, '_>, first: u64, count: u64) {
-    use crate::store::Reader;
     if count == 0 {
         return;
     }
+    drop_records(c, first, count);
+    c.reply.freed_first.push(first);
+    c.reply.freed_count.push(count);
+}
+
+/// Ids `first..first + count`, which are whole runs of somebody, are another file's from now on.
+pub fn give_run(c: &mut Context<'_, '_>, first: u64, count: u64, owner: InodeId) {
+    if count > 0 {
+        drop_records(c, first, count);
+        put_run(c, first, count, owner);
+    }
+}
+
+/// Of all ids that a file had, `runs`, it keeps `kept`; the rest is given up.
+pub fn keep_only(c: &mut Context<'_, '_>, owner: InodeId, runs: &[u64], kept: &[u64]) {
+    let ids = |runs: &[u64]| runs.chunks_exact(2).flat_map(|run| run[0]..run[0] + run[1]).collect::<Vec<u64>>();
+    runs.chunks_exact(2).for_each(|run| drop_records(c, run[0], run[1]));
+    kept.chunks_exact(2).for_each(|run| put_run(c, run[0], run[1], owner));
+    let kept: std::collections::BTreeSet<u64> = ids(kept).into_iter().collect();
+    for id in ids(runs).into_iter().filter(|id| !kept.contains(id)) {
+        c.reply.freed_first.push(id);
+        c.reply.freed_count.push(1);
+    }
+}
+
+fn drop_records(c: &mut Context<'_, '_>, first: u64, count: u64) {
+    use crate::store::Reader;
     // Runs joined in a file's list may be several records.
     let mut at = first;
     while at < first + count {
@@ -76,6 +102,4 @@ pub fn free_run(c: &mut Context<'_, '_>, first: u64, count: u64) {
         };
         at += step;
     }
-    c.reply.freed_first.push(first);
-    c.reply.freed_count.push(count);
 }

@@ -1,7 +1,7 @@
 //! Removal, here at once and in the under store by a pending record that sync and reads respect meanwhile.
 
 use super::context::Context;
-use super::{block, persist, replication, replies, ttl};
+use super::{block, persist, reopen, replication, replies, ttl};
 use crate::namespace::{self, Found, Walk};
 use crate::store::{Cf, Reader, dentry_key, id_key};
 use forebay_common::{AbsPath, ErrorKind, InodeId, Result, err};
@@ -97,6 +97,9 @@ pub fn finish_pending(c: &mut Context<'_, '_>, op: &FinishPending) -> Result<()>
 pub fn remove_entry(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], mut inode: Inode) {
     block::free_all(c, &mut inode);
     if inode.lease_id > 0 {
+        if let Ok(Some(lease)) = c.txn.lease(inode.lease_id) {
+            reopen::forget_rewritten(c, &lease);
+        }
         c.txn.delete_id(Cf::Lease, inode.lease_id);
     }
     ttl::forget(c, &mut inode);

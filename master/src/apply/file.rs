@@ -1,13 +1,17 @@
 //! Files under construction: create, add blocks, complete, abandon, renew the lease.
 
 use super::context::Context;
-use super::{block, delete, folder, persist, replication};
-use crate::namespace::{self, WRITE, block_ids, blocks_for};
+use super::{block, delete, folder, persist, reopen, replication};
+use crate::namespace::{self, WRITE, block_ids, blocks_for, layout};
 use crate::store::{Cf, Reader, id_key, leaving_key};
+use forebay_common::layout::shorter_than;
 use forebay_common::limits::{BLOCK_SIZE_MIN_BYTES, BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX, BLOCKS_PER_FILE_MAX};
 use forebay_common::{InodeId, Result, err};
-use forebay_proto::journal::{Abandon, AbandonBlock, AddBlocks, Complete, Create, RenewLease};
+use forebay_proto::journal::{Abandon, AbandonBlock, AddBlocks, Complete, Create, NoteFlushed, RenewLease, SetPipeline};
 use forebay_proto::store::{Inode, Lease, Link};
+
+/// The stamp of every block whose pipeline was not recovered.
+pub const FIRST_STAMP: u64 = 1_001;
 
 pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     let (path, walk) = c.walk(&op.path)?;
@@ -92,12 +96,22 @@ pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
     if block_ids(&inode).count() as u64 + count > BLOCKS_PER_FILE_MAX {
         return Err(err!(LimitExceeded, "a file has at most {BLOCKS_PER_FILE_MAX} blocks: write it with larger ones").with_retryable(false));
     }
+    let before = block_ids(&inode).count() as u64;
+    if op.previous_length > 0 && op.previous_length < inode.block_size_bytes && before > 0 {
+        inode.short_blocks.extend([before - 1, op.previous_length]);
+        reopen::check_short(&inode)?;
+    }
+    // What is known of its length by now: all blocks but the new one.
+    if !lease.holder.is_empty() {
+        inode.length = layout(&inode).offset(before);
+    }
     let first = block::allocate(c, InodeId(inode.id), count)?;
     block::append_run(&mut inode, first, count);
     c.update(InodeId(link.parent_id), &link.name, &inode);
     lease.expires_at_ms = c.now_ms() + lease.ttl_ms;
     if op.worker_id > 0 {
-        lease.worker_id = op.worker_id;
+        (lease.worker_id, lease.other_workers) = (op.worker_id, op.other_workers.clone());
+        lease.generation_stamp = 0;
     }
     c.txn.put(Cf::Lease, &id_key(lease.id), &lease);
     c.reply.file_id = inode.id;
@@ -128,12 +142,52 @@ pub fn abandon_block(c: &mut Context<'_, '_>, op: &AbandonBlock) -> Result<()> {
     Ok(())
 }
 
+/// The file, and the lease whose last block is `block`.
+fn leased_last(c: &Context<'_, '_>, file_id: u64, lease_id: u64, block: u64) -> Result<Lease> {
+    let (_, inode, lease) = leased(c, file_id, lease_id)?;
+    if block_ids(&inode).last().map(|b| b.get()) != Some(block) {
+        return Err(err!(InvalidArgument, "block {block} is not the last one of file {file_id}"));
+    }
+    Ok(lease)
+}
+
+pub fn set_pipeline(c: &mut Context<'_, '_>, op: &SetPipeline) -> Result<()> {
+    let mut lease = leased_last(c, op.file_id, op.lease_id, op.block_id)?;
+    if op.generation_stamp == 0 {
+        lease.drawn_stamp = lease.drawn_stamp.max(FIRST_STAMP) + 1;
+        c.reply.generation_stamp = lease.drawn_stamp;
+    } else {
+        let [worker, others @ ..] = op.worker_ids.as_slice() else {
+            return Err(err!(InvalidArgument, "a pipeline without a worker"));
+        };
+        if op.generation_stamp > lease.drawn_stamp || op.generation_stamp < lease.generation_stamp {
+            return Err(err!(InvalidArgument, "stamp {} was not drawn for this pipeline, or is of the past", op.generation_stamp));
+        }
+        (lease.worker_id, lease.other_workers, lease.generation_stamp) = (*worker, others.to_vec(), op.generation_stamp);
+    }
+    lease.expires_at_ms = c.now_ms() + lease.ttl_ms;
+    c.txn.put(Cf::Lease, &id_key(lease.id), &lease);
+    c.reply.file_id = op.file_id;
+    Ok(())
+}
+
+pub fn note_flushed(c: &mut Context<'_, '_>, op: &NoteFlushed) -> Result<()> {
+    let mut lease = leased_last(c, op.file_id, op.lease_id, op.block_id)?;
+    let before = if lease.flushed_block == op.block_id { lease.flushed_length } else { 0 };
+    (lease.flushed_block, lease.flushed_length) = (op.block_id, before.max(op.length));
+    c.txn.put(Cf::Lease, &id_key(lease.id), &lease);
+    c.reply.file_id = op.file_id;
+    Ok(())
+}
+
 pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
     let (link, mut inode, lease) = leased(c, op.file_id, op.lease_id)?;
     if op.expired_only && lease.expires_at_ms > c.now_ms() {
         return Err(err!(Busy, "the lease was renewed in the meantime"));
     }
-    if blocks_for(op.length, inode.block_size_bytes) > BLOCKS_PER_FILE_MAX {
+    // Of a file that was not cached, as many as its length needs; else those that were written.
+    let keep = if inode.cached { op.block_ids.len() as u64 } else { blocks_for(op.length, inode.block_size_bytes) };
+    if keep > BLOCKS_PER_FILE_MAX {
         return Err(err!(
             LimitExceeded,
             "{} bytes are more than {BLOCKS_PER_FILE_MAX} blocks of {}: write the file with larger blocks",
@@ -142,22 +196,23 @@ pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
         )
         .with_retryable(false));
     }
-    let needed = if inode.cached { blocks_for(op.length, inode.block_size_bytes) } else { op.block_ids.len() as u64 };
     let ids: Vec<u64> = block_ids(&inode).map(|b| b.get()).collect();
     let in_order = ids.starts_with(&op.block_ids);
     // Numbers of a client: they may add up to anything, or to nothing a number holds.
     let sum = op.block_lengths.iter().try_fold(0u64, |sum, length| sum.checked_add(*length));
-    let full = op.block_lengths.iter().rev().skip(1).all(|l| *l == inode.block_size_bytes);
-    if inode.cached
-        && (!in_order || op.block_ids.len() as u64 != needed || op.block_lengths.len() as u64 != needed || sum != Some(op.length) || !full)
-    {
-        return Err(err!(InvalidArgument, "the blocks of file {} do not add up to {} bytes in allocated order", op.file_id, op.length));
+    let short = shorter_than(inode.block_size_bytes, &op.block_lengths);
+    if inode.cached {
+        let adds_up = in_order && op.block_lengths.len() == op.block_ids.len() && sum == Some(op.length);
+        // Only a Hadoop client ends a block early: the others count on it that none is.
+        let short = short.filter(|short| adds_up && (short.is_empty() || !lease.holder.is_empty()));
+        inode.short_blocks = short
+            .ok_or_else(|| err!(InvalidArgument, "the blocks of file {} do not add up to {} bytes in allocated order", op.file_id, op.length))?;
+        reopen::check_short(&inode)?;
     }
     if inode.to_ufs && !inode.asynchronous && op.fingerprint.is_empty() {
         return Err(err!(InvalidArgument, "file {} is to be in the under store, and no fingerprint says that it is", op.file_id));
     }
-    // Ids beyond those used are given back; of a file that was not cached, exactly as many as its length needs are kept.
-    let keep = blocks_for(op.length, inode.block_size_bytes);
+    // Ids beyond those used are given back.
     let mut all = std::mem::take(&mut inode.block_runs);
     if (ids.len() as u64) < keep {
         let more = keep - ids.len() as u64;
@@ -195,6 +250,7 @@ pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
     inode.lease_id = 0;
     c.update(InodeId(link.parent_id), &link.name, &inode);
     c.txn.delete_id(Cf::Lease, lease.id);
+    reopen::forget_rewritten(c, &lease);
     c.reply.file_id = inode.id;
     if inode.persisted { folder::note_persisted(c, InodeId(link.parent_id)) } else { Ok(()) }
 }

@@ -15,12 +15,14 @@ mod mounts;
 mod path_config;
 mod persist;
 mod rename;
+mod reopen;
 mod replication;
 mod replies;
 mod sync;
 mod ttl;
 mod workers;
 
+pub use file::FIRST_STAMP;
 pub use jobs::RUNNING;
 pub use persist::check_arrived;
 
@@ -128,6 +130,10 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         Some(Op::Create(op)) => file::create(c, op),
         Some(Op::AddBlocks(op)) => file::add_blocks(c, op),
         Some(Op::AbandonBlock(op)) => file::abandon_block(c, op),
+        Some(Op::Reopen(op)) => reopen::reopen(c, op),
+        Some(Op::Concat(op)) => reopen::concat(c, op),
+        Some(Op::SetPipeline(op)) => file::set_pipeline(c, op),
+        Some(Op::NoteFlushed(op)) => file::note_flushed(c, op),
         Some(Op::Complete(op)) => file::complete(c, op),
         Some(Op::Abandon(op)) => file::abandon(c, op),
         Some(Op::RenewLease(op)) => file::renew(c, op),

@@ -70,6 +70,10 @@ fn number_of(op: Option<&Op>) -> u32 {
         Some(Op::StartJob(_)) => 31,
         Some(Op::UpdateJob(_)) => 32,
         Some(Op::AbandonBlock(_)) => 33,
+        Some(Op::SetPipeline(_)) => 34,
+        Some(Op::NoteFlushed(_)) => 35,
+        Some(Op::Reopen(_)) => 36,
+        Some(Op::Concat(_)) => 37,
     }
 }
 

@@ -118,6 +118,7 @@ fn one(c: &mut Context<'_, '_>, op: &SyncChildren, parent: &Inode, seen: &Seen) 
                 let count = blocks_for(seen.length, old.block_size_bytes);
                 let first = block::allocate(c, InodeId(old.id), count)?;
                 block::append_run(&mut old, first, count);
+                old.short_blocks = Vec::new();
                 old.length = seen.length;
                 old.fingerprint = seen.fingerprint.clone();
                 old.modified_ms = seen.modified_ms;

@@ -226,7 +226,8 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
             let mut ids = created.block_ids.clone();
             let needed = length.div_ceil(65_536) as usize;
             while ids.len() < needed {
-                let more = machine.one(Op::AddBlocks(AddBlocks { file_id: created.file_id, lease_id: created.lease_id, count: 3, worker_id: 0 }));
+                let more =
+                    machine.one(Op::AddBlocks(AddBlocks { file_id: created.file_id, lease_id: created.lease_id, count: 3, ..AddBlocks::default() }));
                 ids.extend(more.block_ids);
             }
             ids.truncate(needed);
@@ -427,7 +428,8 @@ fn files_of_hadoop_clients() {
     let mut machine = Machine::new();
     let create = |path: &str| Op::Create(Create { holder: "c".into(), block_count: 0, ..create_op(path, false) });
     let made = machine.one(create("/f"));
-    let add = |made: &Reply| Op::AddBlocks(AddBlocks { file_id: made.file_id, lease_id: made.lease_id, count: 1, worker_id: 7 });
+    let add =
+        |made: &Reply| Op::AddBlocks(AddBlocks { file_id: made.file_id, lease_id: made.lease_id, count: 1, worker_id: 7, ..AddBlocks::default() });
     let (first, second) = (machine.one(add(&made)).block_ids[0], machine.one(add(&made)).block_ids[0]);
     assert_eq!(machine.store.view().lease(made.lease_id).unwrap().unwrap().worker_id, 7);
     let abandon = |block_id| Op::AbandonBlock(AbandonBlock { file_id: made.file_id, lease_id: made.lease_id, block_id });
@@ -459,7 +461,10 @@ fn files_of_hadoop_clients() {
     let again = machine.one(create("/g"));
     assert_eq!(again.error_kind, 0, "replaced while it is written: {}", again.error_message);
     let expired = ErrorKind::Expired.code();
-    assert_eq!(machine.one(Op::AddBlocks(AddBlocks { file_id: open.file_id, lease_id: open.lease_id, count: 1, worker_id: 0 })).error_kind, expired);
+    assert_eq!(
+        machine.one(Op::AddBlocks(AddBlocks { file_id: open.file_id, lease_id: open.lease_id, count: 1, ..AddBlocks::default() })).error_kind,
+        expired
+    );
     assert_eq!(machine.one(Op::Delete(Delete { path: bytes("/g"), recursive: false })).error_kind, 0);
     assert!(machine.paths().is_empty() && machine.store.view().leases().unwrap().is_empty());
 }

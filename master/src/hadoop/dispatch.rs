@@ -2,7 +2,7 @@
 
 use super::asker::Asker;
 use super::exception::Thrown;
-use super::{Hadoop, attributes, cluster, locate, names, writing};
+use super::{Hadoop, attributes, cluster, locate, names, recovery, reopen, writing};
 use bytes::Bytes;
 use forebay_hdfs::client::CLIENT_PROTOCOL;
 use forebay_hdfs::ipc::{self, Call, Severity};
@@ -59,8 +59,14 @@ pub async fn answer(hadoop: &Hadoop, asker: &Asker, call: &Call) -> Result<Bytes
         "abandonBlock" => writing::abandon_block,
         "complete" => writing::complete,
         "fsync" => writing::fsync,
-        "renewLease" => writing::renew_lease,
-        "recoverLease" => writing::recover_lease,
+        "renewLease" => recovery::renew_lease,
+        "recoverLease" => recovery::recover_lease,
+        "updateBlockForPipeline" => recovery::update_block_for_pipeline,
+        "updatePipeline" => recovery::update_pipeline,
+        "getAdditionalDatanode" => recovery::get_additional_datanode,
+        "append" => reopen::append,
+        "truncate" => reopen::truncate,
+        "concat" => reopen::concat,
         "getServerDefaults" => cluster::get_server_defaults,
         "getFsStats" => cluster::get_fs_stats,
         "getFsReplicatedBlockStats" => cluster::get_fs_replicated_block_stats,

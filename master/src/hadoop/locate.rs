@@ -23,14 +23,15 @@ use std::net::IpAddr;
 
 /// All blocks are of one pool.
 pub const BLOCK_POOL: &str = "BP-forebay-1";
-/// All blocks have it: an id never changes its meaning, so no stamp is needed to tell two contents apart.
-pub const GENERATION_STAMP: u64 = 1_001;
+/// All blocks that are whole have it: an id never changes its meaning, so no stamp is needed to tell two contents apart. Greater ones are drawn only
+/// while a pipeline is recovered, to tell the workers that go on from those that do not.
+pub const GENERATION_STAMP: u64 = crate::apply::FIRST_STAMP;
 /// Workers named for a block that nobody has.
 const FETCHERS: usize = 2;
 /// Workers named for a block.
 const LOCATIONS_MAX: usize = 8;
 /// Located blocks of one answer.
-const BLOCKS_PER_ANSWER: u64 = 20_000;
+const BLOCKS_PER_ANSWER: usize = 20_000;
 /// Where everybody is whose rack is not known.
 const DEFAULT_RACK: &str = "/default-rack";
 
@@ -106,11 +107,12 @@ pub fn extended(block: BlockId, length: u64) -> wire::ExtendedBlockProto {
     wire::ExtendedBlockProto { pool_id: BLOCK_POOL.to_owned(), block_id: block.get(), generation_stamp: GENERATION_STAMP, num_bytes: Some(length) }
 }
 
-/// What a token for one block of a file says, but for its right.
-pub fn block_claims(core: &Core, inode: &Inode, index: u64, block: BlockId, user: &str, workers: &[WorkerId]) -> Claims {
+/// What a token for one block of a file says, but for its right; the block begins at `offset`, and may have its file's block size.
+pub fn block_claims(core: &Core, inode: &Inode, offset: u64, block: BlockId, user: &str, workers: &[WorkerId]) -> Claims {
     Claims {
         blocks: vec![BlockRun { first: block.get(), count: 1 }],
-        first_index: index,
+        first_offset_bytes: offset,
+        short_blocks: Vec::new(),
         worker_id: workers.first().map_or(0, |w| w.get()),
         other_workers: workers.iter().skip(1).map(|w| w.get()).collect(),
         ..source::read_claims(core, inode, user.to_owned())
@@ -158,18 +160,14 @@ struct Asked<'a> {
 impl Asked<'_> {
     /// The blocks that touch `offset..offset + length`.
     fn blocks(&self, offset: u64, length: u64) -> Result<Vec<wire::LocatedBlockProto>> {
-        let size = self.inode.block_size_bytes.max(1);
         let end = offset.saturating_add(length).min(self.inode.length);
-        let (first, count) = (offset / size, end.div_ceil(size).saturating_sub(offset / size));
         let live: Vec<WorkerView> = self.core.soft.workers.live().into_iter().filter(|w| w.address.hadoop_port > 0).collect();
+        let touched = namespace::blocks(self.inode).skip_while(|(_, (at, length))| at + length <= offset).take_while(|(_, (at, _))| *at < end);
         // More than that are asked for again, from where the answer ends.
-        let count = count.min(BLOCKS_PER_ANSWER);
-        let wanted = block_ids(self.inode).enumerate().skip(usize::try_from(first).unwrap_or(usize::MAX)).take(usize::try_from(count).unwrap_or(0));
-        wanted.map(|(index, block)| self.block(&live, index as u64, block)).collect()
+        touched.take(BLOCKS_PER_ANSWER).map(|(block, span)| self.block(&live, block, span)).collect()
     }
 
-    fn block(&self, live: &[WorkerView], index: u64, block: BlockId) -> Result<wire::LocatedBlockProto> {
-        let length = source::block_length(self.inode, index);
+    fn block(&self, live: &[WorkerView], block: BlockId, (offset, length): (u64, u64)) -> Result<wire::LocatedBlockProto> {
         let holders = self.core.soft.blocks.holders(block);
         let mut candidates: Vec<Candidate<'_>> = holders
             .iter()
@@ -193,18 +191,24 @@ impl Asked<'_> {
         candidates.truncate(LOCATIONS_MAX);
         let at: Vec<(&WorkerView, bool)> = candidates.iter().map(|c| (c.worker, c.in_memory)).collect();
         let workers: Vec<WorkerId> = at.iter().map(|(w, _)| w.id).collect();
-        // A file that is being written may be longer by the time a block is read.
-        let claims = Claims { ufs: self.source.clone(), ..block_claims(self.core, self.inode, index, block, &self.asker.user, &workers) };
-        located(self.core, self.readable.then_some(&claims), index * self.inode.block_size_bytes, extended(block, length), &at)
+        let claims = Claims {
+            ufs: self.source.clone(),
+            short_blocks: if length < self.inode.block_size_bytes { vec![0, length] } else { Vec::new() },
+            ..block_claims(self.core, self.inode, offset, block, &self.asker.user, &workers)
+        };
+        located(self.core, self.readable.then_some(&claims), offset, extended(block, length), &at)
     }
 
-    /// The block that is being written: its worker says how long it is.
-    fn open_block(&self, lease: &Lease, index: u64, block: BlockId) -> Result<Option<wire::LocatedBlockProto>> {
+    /// The block that is being written: its workers say how long it is.
+    fn open_block(&self, lease: &Lease, offset: u64, block: BlockId) -> Result<Option<wire::LocatedBlockProto>> {
         let present = self.core.soft.workers.present();
-        let Some(worker) = present.iter().find(|w| w.id.get() == lease.worker_id) else { return Ok(None) };
-        let claims = Claims { lease_id: lease.id, ..block_claims(self.core, self.inode, index, block, &self.asker.user, &[worker.id]) };
-        let offset = index * self.inode.block_size_bytes;
-        located(self.core, self.readable.then_some(&claims), offset, extended(block, 0), &[(worker, false)]).map(Some)
+        let at: Vec<(&WorkerView, bool)> = present.iter().filter(|w| is_written_to(lease, w.id)).map(|w| (w, false)).collect();
+        if at.is_empty() {
+            return Ok(None);
+        }
+        let workers: Vec<WorkerId> = at.iter().map(|(w, _)| w.id).collect();
+        let claims = Claims { lease_id: lease.id, ..block_claims(self.core, self.inode, offset, block, &self.asker.user, &workers) };
+        located(self.core, self.readable.then_some(&claims), offset, extended(block, 0), &at).map(Some)
     }
 }
 
@@ -238,7 +242,7 @@ fn blocks_of(
     let (offset, length) = range.unwrap_or((0, u64::MAX));
     let blocks = asked.blocks(offset, length)?;
     let last_block = match (&lease, open) {
-        (Some(lease), Some((index, block))) => asked.open_block(lease, index, block)?,
+        (Some(lease), Some((offset, block))) => asked.open_block(lease, offset, block)?,
         _ => match known.length.checked_sub(1) {
             Some(at) => asked.blocks(at, 1)?.pop(),
             None => None,
@@ -255,15 +259,20 @@ fn blocks_of(
     })
 }
 
-/// What there is of a file that a Hadoop client is writing: with the length of its ended blocks, and the one that is open with its place.
+/// Whether the last block of a file is written to a worker.
+fn is_written_to(lease: &Lease, worker: WorkerId) -> bool {
+    lease.worker_id == worker.get() || lease.other_workers.contains(&worker.get())
+}
+
+/// What there is of a file that a Hadoop client is writing: with the length of its ended blocks, and the one that is open with where it begins.
 fn so_far(h: &Hadoop, inode: &Inode, lease: &Lease) -> (Inode, Option<(u64, BlockId)>) {
     let blocks: Vec<BlockId> = block_ids(inode).collect();
-    let Some((last, full)) = blocks.split_last() else { return (inode.clone(), None) };
-    let before = full.len() as u64 * inode.block_size_bytes;
-    let ended = h.core.soft.blocks.holders(*last).iter().find(|held| held.worker.get() == lease.worker_id).map(|held| held.cached_bytes);
+    let Some((last, before)) = blocks.split_last() else { return (inode.clone(), None) };
+    let before = namespace::layout(inode).offset(before.len() as u64);
+    let ended = h.core.soft.blocks.holders(*last).iter().find(|held| is_written_to(lease, held.worker)).map(|held| held.cached_bytes);
     match ended {
         Some(length) => (Inode { length: before + length, ..inode.clone() }, None),
-        None => (Inode { length: before, ..inode.clone() }, Some((full.len() as u64, *last))),
+        None => (Inode { length: before, ..inode.clone() }, Some((before, *last))),
     }
 }
 

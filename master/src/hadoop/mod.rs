@@ -1,7 +1,8 @@
 //! The master as a NameNode: Hadoop's ClientProtocol in front of the same namespace.
 //!
 //! `server` takes connections, `connection` reads calls and writes answers, `dispatch` finds a call's handler; `names` (what is
-//! there), `attributes`, `writing` (files under construction), `locate` (where blocks are, for whom) and `cluster` (what a client asks about the cluster) are the
+//! there), `attributes`, `writing` (files under construction), `recovery` (of what
+//! failed in the middle), `reopen` (changes of complete files), `locate` (where blocks are, for whom) and `cluster` (what a client asks about the cluster) are the
 //! handlers: they decode, make the call that our own clients make, and encode. No logic of the namespace lives here.
 //!
 //! Invariants: a call never waits for another one of its connection; what changes something is journaled under the client's id and
@@ -15,13 +16,15 @@ mod dispatch;
 mod exception;
 mod locate;
 mod names;
+mod recovery;
+mod reopen;
 mod server;
 mod status;
 mod writing;
 
 pub use connection::CALLS;
+pub use recovery::recover;
 pub use server::serve;
-pub use writing::recover;
 
 use crate::core::Core;
 use crate::mount::Resolved;

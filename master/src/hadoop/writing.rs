@@ -1,9 +1,9 @@
 //! Files under construction: created under a lease of the client's name, written block by block to workers, completed.
 //!
-//! A block is written to the cache as the only copy of its bytes; the file is completed when a worker has told of every block whole,
-//! and gets to its under store as a file of write type `async` does. Where files are written through (or to the store alone), `complete` is answered
-//! only when the store has it. A lease that runs out, or is taken away, completes the file with what workers have of it, once the worker that was writing its
-//! last block has ended that as it stands: nothing that was flushed is cut off while that worker can be asked.
+//! A block is written to the cache as the only copy of its bytes, on as many workers as the client and the path's `replicas` both want; the file is completed
+//! when a worker has told of every block whole, and gets to its under store as a file of write type `async` does. Where files are written through (or to the
+//! store alone), `complete` is answered only when the store has it. What becomes of a file whose client is gone is in `recovery`, changes of a complete one in
+//! `reopen`.
 
 use super::Hadoop;
 use super::asker::Asker;
@@ -15,29 +15,21 @@ use crate::namespace::{self, block_ids};
 use crate::replicate;
 use crate::source;
 use crate::store::Reader;
-use crate::worker::WorkerView;
+use crate::worker::{WorkerView, fetch_order};
 use forebay_common::limits::REPLICAS_MAX;
 use forebay_common::token::{self, Claims};
-use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId, Result, WorkerId, clock, counter, err};
+use forebay_common::{BlockId, ErrorKind, InodeId, Result, WorkerId, err};
 use forebay_hdfs::hadoop::hdfs as wire;
-use forebay_proto::SealBlock;
 use forebay_proto::journal::{self, command::Op};
 use forebay_proto::store::{Inode, Lease};
-use forebay_proto::task::What;
 use std::time::Duration;
 use tokio::time::Instant;
 
-counter!(RECOVERED, "forebay_master_hadoop_leases_recovered_total", "files of Hadoop clients that were completed because their lease was over");
+pub type Answer<T> = Result<T, Thrown>;
 
-type Answer<T> = Result<T, Thrown>;
+pub const LEASE_EXPIRED: &str = "org.apache.hadoop.hdfs.server.namenode.LeaseExpiredException";
+pub const BEING_CREATED: &str = "org.apache.hadoop.hdfs.protocol.AlreadyBeingCreatedException";
 
-const LEASE_EXPIRED: &str = "org.apache.hadoop.hdfs.server.namenode.LeaseExpiredException";
-const BEING_CREATED: &str = "org.apache.hadoop.hdfs.protocol.AlreadyBeingCreatedException";
-
-/// How long a lease may be over before its file is completed without the worker that has its last blocks: as HDFS's hard limit.
-const GIVEN_UP_AFTER_MS: u64 = 20 * 60 * 1_000;
-/// How long a worker may take to end a block.
-const SEAL_WAIT: Duration = Duration::from_secs(20);
 /// How long `complete` waits for workers to tell of the last blocks, and for the under store; the client asks again after that.
 const BLOCKS_WAIT: Duration = Duration::from_secs(3);
 const STORE_WAIT: Duration = Duration::from_secs(50);
@@ -46,8 +38,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const FLAG_CREATE: u32 = wire::CreateFlagProto::Create as u32;
 const FLAG_OVERWRITE: u32 = wire::CreateFlagProto::Overwrite as u32;
 
+/// Workers beside a block's own that its token is good for: one of them may take the place of one that fails.
+const STAND_INS: usize = 16;
+
 /// How files are written at the end of a walk.
-fn write_type(resolved: &Resolved) -> WriteType {
+pub fn write_type(resolved: &Resolved) -> WriteType {
     let of_mount = resolved.mount.as_ref().map(|m| m.options.write_type);
     PathConfig::of(&resolved.walk).write_type.or(of_mount).unwrap_or(WriteType::Through)
 }
@@ -85,7 +80,7 @@ pub async fn create(h: &Hadoop, a: &Asker, r: wire::CreateRequestProto) -> Answe
     }
     let write_type = write_type(&resolved);
     let in_store = write_type != WriteType::CacheOnly && resolved.mount.is_some();
-    let replicas = PathConfig::of(&resolved.walk).replicas.or(resolved.mount.as_ref().map(|m| m.options.replicas)).unwrap_or(1);
+    let replicas = replicas(&resolved);
     // Bytes that are in the store when they are acknowledged need no copies.
     let replicas = if matches!(write_type, WriteType::Async | WriteType::CacheOnly) { replicas } else { 1 };
     let page_size = resolved.mount.as_ref().map_or(core.config.page_size.as_u64(), |m| m.options.page_size_bytes);
@@ -117,7 +112,7 @@ pub async fn create(h: &Hadoop, a: &Asker, r: wire::CreateRequestProto) -> Answe
 }
 
 /// A file that a client is writing, found by its id, wherever it was moved to, or by its name.
-async fn open_file(h: &Hadoop, a: &Asker, src: &str, file_id: u64, holder: &str) -> Answer<(Inode, Lease)> {
+pub async fn open_file(h: &Hadoop, a: &Asker, src: &str, file_id: u64, holder: &str) -> Answer<(Inode, Lease)> {
     let view = h.core.store.view();
     let by_id = if file_id > 0 { view.inode(InodeId(file_id))? } else { None };
     drop(view);
@@ -136,53 +131,91 @@ async fn open_file(h: &Hadoop, a: &Asker, src: &str, file_id: u64, holder: &str)
     Ok((inode, lease))
 }
 
-/// A worker for the next block: the caller's own machine, else the one with most room.
-fn choose(core: &Core, a: &Asker, exclude: &[wire::DatanodeInfoProto]) -> Answer<WorkerView> {
+/// On how many workers files are to be at the end of a walk before they are acknowledged.
+fn replicas(resolved: &Resolved) -> u32 {
+    PathConfig::of(&resolved.walk).replicas.or(resolved.mount.as_ref().map(|m| m.options.replicas)).unwrap_or(1).max(1)
+}
+
+/// Workers that a block may be written to: the caller's own machine, then those with most room.
+pub fn candidates(core: &Core, a: &Asker, excluded: &[WorkerId]) -> Vec<WorkerView> {
+    let mut open = core.soft.workers.live();
+    open.retain(|w| !w.leaving && w.address.hadoop_port > 0 && !excluded.contains(&w.id));
+    open.sort_by_key(|w| (!locate::is_at(w, a.ip), std::cmp::Reverse(w.free_bytes)));
+    open
+}
+
+/// Up to `count` workers for the next block, one at least.
+fn choose(core: &Core, a: &Asker, exclude: &[wire::DatanodeInfoProto], count: usize) -> Answer<Vec<WorkerView>> {
     let excluded: Vec<WorkerId> = exclude.iter().filter_map(|d| locate::worker_of(&d.id.datanode_uuid)).collect();
-    let live = core.soft.workers.live();
-    let open = |w: &&WorkerView| !w.leaving && w.address.hadoop_port > 0 && !excluded.contains(&w.id);
-    let beside = live.iter().filter(open).find(|w| locate::is_at(w, a.ip));
-    let chosen = beside.or_else(|| live.iter().filter(open).max_by_key(|w| w.free_bytes));
-    chosen.cloned().ok_or_else(|| {
-        Thrown::io(format!("no worker is there to write to: {} are live, {} of them are excluded by the client", live.len(), excluded.len()))
-    })
+    let mut chosen = candidates(core, a, &excluded);
+    chosen.truncate(count.max(1));
+    if chosen.is_empty() {
+        let live = core.soft.workers.live().len();
+        return Err(Thrown::io(format!("no worker is there to write to: {live} are live, {} of them are excluded by the client", excluded.len())));
+    }
+    Ok(chosen)
+}
+
+/// A block that is written by a client, with the token to do so on these workers, and on those that may take the place of one of them.
+pub fn writable(
+    core: &Core,
+    a: &Asker,
+    inode: &Inode,
+    lease_id: u64,
+    block: wire::ExtendedBlockProto,
+    workers: &[WorkerView],
+) -> Result<wire::LocatedBlockProto> {
+    let id = BlockId(block.block_id);
+    let index = block_ids(inode).position(|b| b == id).ok_or_else(|| err!(Expired, "block {id} was abandoned"))? as u64;
+    let view = core.store.view();
+    let mount_id = namespace::walk(&view, &view.path_of(InodeId(inode.id))?)?.mount.map_or(0, |(id, _)| id.get());
+    drop(view);
+    let mut audience: Vec<WorkerId> = workers.iter().map(|w| w.id).collect();
+    let stand_ins = candidates(core, a, &audience);
+    audience.extend(fetch_order(&stand_ins, id).into_iter().take(STAND_INS));
+    let offset = namespace::layout(inode).offset(index);
+    let claims = Claims {
+        rights: token::WRITE | token::READ,
+        write_cached: true,
+        lease_id,
+        mount_id,
+        ..locate::block_claims(core, inode, offset, id, &a.user, &audience)
+    };
+    let at: Vec<(&WorkerView, bool)> = workers.iter().map(|w| (w, false)).collect();
+    locate::located(core, Some(&claims), offset, block, &at)
 }
 
 pub async fn add_block(h: &Hadoop, a: &Asker, r: wire::AddBlockRequestProto) -> Answer<wire::AddBlockResponseProto> {
     let core = &h.core;
     let (inode, lease) = open_file(h, a, &r.src, r.file_id(), &r.client_name).await?;
+    let mut previous_length = 0;
     if let Some(previous) = &r.previous {
-        let full = previous.num_bytes() == inode.block_size_bytes;
+        previous_length = previous.num_bytes();
         let known = block_ids(&inode).any(|b| b.get() == previous.block_id);
-        if !full || !known {
-            let message = format!(
-                "block {} of {} has {} bytes instead of {}: only the last block of a file may be short",
-                previous.block_id,
-                r.src,
-                previous.num_bytes(),
-                inode.block_size_bytes
-            );
-            return Err(Thrown::io(message));
+        if !known || previous_length == 0 || previous_length > inode.block_size_bytes {
+            let (id, most) = (previous.block_id, inode.block_size_bytes);
+            return Err(Thrown::io(format!("block {id} is no full block of {}: it has {previous_length} bytes, of at most {most}", r.src)));
         }
     }
-    let worker = choose(core, a, &r.exclude_nodes)?;
-    let op = journal::AddBlocks { file_id: inode.id, lease_id: lease.id, count: 1, worker_id: worker.id.get() };
+    let wanted = {
+        let view = core.store.view();
+        let walk = namespace::walk(&view, &view.path_of(InodeId(inode.id))?)?;
+        let mount = walk.mount.map(|(id, _)| core.soft.mounts.get(&core.store, &core.config, id)).transpose()?;
+        replicas(&Resolved { walk, mount }).min(inode.hadoop_replication.max(1))
+    };
+    let workers = choose(core, a, &r.exclude_nodes, wanted as usize)?;
+    let op = journal::AddBlocks {
+        file_id: inode.id,
+        lease_id: lease.id,
+        count: 1,
+        worker_id: workers[0].id.get(),
+        other_workers: workers[1..].iter().map(|w| w.id.get()).collect(),
+        previous_length,
+    };
     let reply = core.change(Some(&a.caller(0)), Op::AddBlocks(op)).await?;
     let (_, inode) = core.store.view().inode(InodeId(inode.id))?.ok_or_else(|| err!(NotFound, "{} was deleted in the meantime", r.src))?;
-    let block = BlockId(reply.block_ids.first().copied().unwrap_or(0));
-    let index = block_ids(&inode).position(|b| b == block).ok_or_else(|| err!(Expired, "block {block} was abandoned"))? as u64;
-    let view = core.store.view();
-    let mount_id = namespace::walk(&view, &view.path_of(InodeId(inode.id))?)?.mount.map_or(0, |(id, _)| id.get());
-    drop(view);
-    let claims = Claims {
-        rights: token::WRITE | token::READ,
-        write_cached: true,
-        lease_id: lease.id,
-        mount_id,
-        ..locate::block_claims(core, &inode, index, block, &a.user, &[worker.id])
-    };
-    let block = locate::located(core, Some(&claims), index * inode.block_size_bytes, locate::extended(block, 0), &[(&worker, false)])?;
-    Ok(wire::AddBlockResponseProto { block })
+    let block = locate::extended(BlockId(reply.block_ids.first().copied().unwrap_or(0)), 0);
+    Ok(wire::AddBlockResponseProto { block: writable(core, a, &inode, lease.id, block, &workers)? })
 }
 
 pub async fn abandon_block(h: &Hadoop, a: &Asker, r: wire::AbandonBlockRequestProto) -> Answer<wire::AbandonBlockResponseProto> {
@@ -192,14 +225,13 @@ pub async fn abandon_block(h: &Hadoop, a: &Asker, r: wire::AbandonBlockRequestPr
     Ok(wire::AbandonBlockResponseProto {})
 }
 
-/// Bytes of each block of a file that is `length` long.
+/// Each block of a file whose last one ends at `length`, with its bytes.
 fn lengths(inode: &Inode, length: u64) -> Vec<(BlockId, u64)> {
     let sized = Inode { length, ..inode.clone() };
-    let count = namespace::blocks_for(length, inode.block_size_bytes) as usize;
-    block_ids(inode).take(count).enumerate().map(|(i, id)| (id, source::block_length(&sized, i as u64))).collect()
+    namespace::blocks(&sized).map(|(id, (_, length))| (id, length)).collect()
 }
 
-fn complete_op(inode: &Inode, length: u64, expired_only: bool) -> Op {
+pub fn complete_op(inode: &Inode, length: u64, expired_only: bool) -> Op {
     let blocks = lengths(inode, length);
     Op::Complete(journal::Complete {
         file_id: inode.id,
@@ -226,8 +258,10 @@ pub async fn complete(h: &Hadoop, a: &Asker, r: wire::CompleteRequestProto) -> A
     let count = block_ids(&inode).count() as u64;
     let length = match (&r.last, count) {
         (_, 0) => 0,
+        // Gone on with, and nothing was written.
+        (None, count) if namespace::layout(&inode).offset(count) == inode.length => inode.length,
         (Some(last), count) if block_ids(&inode).last().is_some_and(|b| b.get() == last.block_id) && last.num_bytes() <= inode.block_size_bytes => {
-            (count - 1) * inode.block_size_bytes + last.num_bytes()
+            namespace::layout(&inode).offset(count - 1) + last.num_bytes()
         }
         _ => return Err(Thrown::io(format!("{} ends with another block than the client says", r.src))),
     };
@@ -237,6 +271,7 @@ pub async fn complete(h: &Hadoop, a: &Asker, r: wire::CompleteRequestProto) -> A
         return Err(Thrown::denied(format!("user {} does not hold the lease of {}", a.user, r.src)));
     }
     let deadline = Instant::now() + BLOCKS_WAIT;
+    // A last block that was abandoned, or never got a byte, is given back.
     while !blocks.iter().all(|(id, length)| is_whole(core, *id, *length)) {
         if Instant::now() > deadline {
             return Ok(wire::CompleteResponseProto { result: false });
@@ -266,7 +301,7 @@ fn is_whole(core: &Core, block: BlockId, length: u64) -> bool {
 }
 
 /// Waits until a file that is written through is in its store. `false`: not yet, the client asks again.
-async fn in_store(h: &Hadoop, a: &Asker, src: &str, file_id: u64) -> Answer<bool> {
+pub async fn in_store(h: &Hadoop, a: &Asker, src: &str, file_id: u64) -> Answer<bool> {
     let core = &h.core;
     let waits = {
         let view = core.store.view();
@@ -297,96 +332,14 @@ async fn in_store(h: &Hadoop, a: &Asker, src: &str, file_id: u64) -> Answer<bool
     }
 }
 
-/// What was flushed is with the worker when it acknowledges it; here only the lease is looked at.
+/// What was flushed is with the workers when they acknowledge it. That there is something is written down, so that its loss is noticed: a client says it with
+/// the first flush of each block, and each time it wants the length seen.
 pub async fn fsync(h: &Hadoop, a: &Asker, r: wire::FsyncRequestProto) -> Answer<wire::FsyncResponseProto> {
-    open_file(h, a, &r.src, r.file_id(), &r.client).await?;
+    let (inode, lease) = open_file(h, a, &r.src, r.file_id(), &r.client).await?;
+    if let Some(last) = block_ids(&inode).last() {
+        let length = u64::try_from(r.last_block_length()).unwrap_or(0);
+        let op = journal::NoteFlushed { file_id: inode.id, lease_id: lease.id, block_id: last.get(), length };
+        h.core.change(Some(&a.caller(0)), Op::NoteFlushed(op)).await?;
+    }
     Ok(wire::FsyncResponseProto {})
-}
-
-pub async fn renew_lease(h: &Hadoop, a: &Asker, r: wire::RenewLeaseRequestProto) -> Answer<wire::RenewLeaseResponseProto> {
-    let leases = h.core.store.view().leases()?;
-    let its = |l: &Lease| !l.publishing && !l.holder.is_empty() && l.holder == r.client_name && l.principal == a.user;
-    let lease_ids: Vec<u64> = leases.iter().filter(|l| its(l)).map(|l| l.id).collect();
-    if !lease_ids.is_empty() {
-        h.core.own_change(Op::RenewLease(journal::RenewLease { lease_ids })).await?;
-    }
-    Ok(wire::RenewLeaseResponseProto {})
-}
-
-pub async fn recover_lease(h: &Hadoop, a: &Asker, r: wire::RecoverLeaseRequestProto) -> Answer<wire::RecoverLeaseResponseProto> {
-    let (path, resolved) = h.find(a, &r.src).await?;
-    let inode = resolved.found(&path)?.inode.clone();
-    if inode.folder {
-        return Err(Thrown::not_found(format!("Path is not a file: {path}")));
-    }
-    if inode.completed {
-        return Ok(wire::RecoverLeaseResponseProto { result: true });
-    }
-    namespace::check(&h.core.identity.who(&a.user), &inode, namespace::WRITE, &path)?;
-    let lease = h.core.store.view().lease(inode.lease_id)?.filter(|l| !l.holder.is_empty());
-    let lease = lease.ok_or_else(|| Thrown::io(format!("{path} is not being written by a Hadoop client")))?;
-    match recover(&h.core, &lease, false).await {
-        Ok(()) => Ok(wire::RecoverLeaseResponseProto { result: true }),
-        // Its worker cannot be asked now: the caller asks again.
-        Err(e) if e.is_retryable() => Ok(wire::RecoverLeaseResponseProto { result: false }),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Completes the file of a lease that is over, or is taken away, with what workers have of it: full blocks, and a last one that may be short.
-///
-/// Errors: `Unavailable` while a worker that has blocks of it cannot be asked; it is tried again until the lease is over for `GIVEN_UP_AFTER_MS`.
-pub async fn recover(core: &Core, lease: &Lease, expired_only: bool) -> Result<()> {
-    let found = || core.store.view().inode(InodeId(lease.file_id)).map(|i| i.filter(|(_, i)| i.lease_id == lease.id && !i.completed));
-    let Some((_, inode)) = found()? else { return Ok(()) };
-    let given_up = lease.expires_at_ms + GIVEN_UP_AFTER_MS < clock::now_ms();
-    let sealed = match block_ids(&inode).last() {
-        Some(last) => seal(core, WorkerId(lease.worker_id), last).await,
-        None => Ok(()),
-    };
-    if let Err(e) = sealed
-        && !given_up
-    {
-        return Err(err!(Unavailable, "the worker that file {} was written to cannot be asked for its last block: {}", inode.id, e.message()));
-    }
-    let present = core.soft.workers.present();
-    let (mut length, mut blocks) = (0, block_ids(&inode).peekable());
-    while let Some(block) = blocks.next() {
-        let holders = core.soft.blocks.holders(block);
-        let there = holders.iter().filter(|h| present.iter().any(|w| w.id == h.worker)).map(|h| h.cached_bytes).max().unwrap_or(0);
-        length += there.min(inode.block_size_bytes);
-        if there < inode.block_size_bytes {
-            // Blocks before the last were ended by their writer.
-            if blocks.peek().is_some() && !given_up {
-                return Err(err!(Unavailable, "block {block} of file {} is on no worker that is there", inode.id));
-            }
-            break;
-        }
-    }
-    RECOVERED.inc();
-    let path: Option<AbsPath> = core.store.view().path_of(InodeId(inode.id)).ok();
-    tracing::info!(?path, holder = lease.holder, length, "a lease of a Hadoop client is over: its file is completed with what is there");
-    match core.own_change(complete_op(&inode, length, expired_only)).await {
-        // Renewed after all, or somebody else was quicker.
-        Err(e) if matches!(e.kind(), ErrorKind::Busy | ErrorKind::Expired) => Ok(()),
-        Err(e) => Err(e),
-        Ok(_) => {
-            core.persist.wake();
-            Ok(())
-        }
-    }
-}
-
-/// Has a worker end a block as it stands, and notes what it has of it then.
-async fn seal(core: &Core, worker: WorkerId, block: BlockId) -> Result<()> {
-    if !core.soft.workers.present().iter().any(|w| w.id == worker) {
-        return Err(err!(Unavailable, "worker {worker} is not there"));
-    }
-    let submitted = core.soft.tasks.submit(worker, What::Seal(SealBlock { block_id: block.get() }));
-    let sealed = tokio::time::timeout(SEAL_WAIT, submitted.outcome()).await.map_err(|_| err!(Timeout, "worker {worker} does not answer"))??;
-    if sealed.bytes > 0 {
-        let tier = core.soft.blocks.holders(block).iter().find(|h| h.worker == worker).map_or("MEM", |h| h.tier);
-        core.soft.blocks.report(worker, block, sealed.bytes, tier);
-    }
-    Ok(())
 }

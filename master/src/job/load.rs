@@ -2,7 +2,7 @@
 
 use super::{Done, Running, each, may_pass};
 use crate::core::Core;
-use crate::namespace::{self, READ, block_ids};
+use crate::namespace::{self, READ};
 use crate::replicate::load_order;
 use crate::source;
 use crate::store::Reader;
@@ -44,8 +44,7 @@ pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
     for id in loaded {
         let Some((_, inode)) = core.store.view().inode(id)? else { continue };
         let live = core.soft.workers.live();
-        let whole = |(i, block)| !source::whole_on(core, &live, block, source::block_length(&inode, i as u64)).is_empty();
-        if !block_ids(&inode).enumerate().all(whole) {
+        if !namespace::blocks(&inode).all(|(block, (_, length))| !source::whole_on(core, &live, block, length).is_empty()) {
             let mut job = running.job();
             job.files_done = job.files_done.saturating_sub(1);
             job.files_partly += 1;
@@ -87,11 +86,8 @@ impl Load {
             return Err(err!(Busy, "{path} is still being written"));
         }
         let shared = Arc::new(inode.clone());
-        let all: Vec<(usize, BlockId)> = block_ids(&inode).enumerate().collect();
-        let blocks = futures::stream::iter(all).map(|(i, id)| {
-            let length = source::block_length(&inode, i as u64);
-            self.clone().block(path.clone(), shared.clone(), id, length).boxed()
-        });
+        let all: Vec<(BlockId, u64)> = namespace::blocks(&inode).map(|(id, (_, length))| (id, length)).collect();
+        let blocks = futures::stream::iter(all).map(|(id, length)| self.clone().block(path.clone(), shared.clone(), id, length).boxed());
         let moved: Vec<Result<u64>> = blocks.buffer_unordered(BLOCKS_OF_FILE).collect().await;
         let moved: u64 = moved.into_iter().sum::<Result<u64>>()?;
         let mut loaded = self.loaded.lock().unwrap_or_else(|e| e.into_inner());

@@ -2,7 +2,7 @@
 
 use super::{Done, Running, each};
 use crate::core::Core;
-use crate::namespace::block_ids;
+use crate::namespace;
 use crate::source;
 use crate::store::Reader;
 use forebay_common::{AbsPath, InodeId, Result, err};
@@ -38,7 +38,7 @@ async fn file(core: Arc<Core>, running: Arc<Running>, path: AbsPath, inode: Inod
         let max = if inode.persisted { max } else { 0 };
         let live = core.soft.workers.live();
         let enough = |whole: usize| whole >= min as usize && (max == 0 || whole <= max.max(min) as usize);
-        let mut counts = block_ids(&inode).enumerate().map(|(i, b)| source::whole_on(&core, &live, b, source::block_length(&inode, i as u64)).len());
+        let mut counts = namespace::blocks(&inode).map(|(b, (_, length))| source::whole_on(&core, &live, b, length).len());
         if counts.all(|whole| enough(whole) || (min == 0 && whole == 0)) {
             return Ok(Done::Did(inode.length));
         }

@@ -7,6 +7,7 @@ pub use permission::{EXECUTE, READ, WRITE, Who, check, check_folder_of, check_ow
 pub use resolve::{Found, Walk, walk};
 
 use forebay_common::BlockId;
+use forebay_common::layout::Layout;
 use forebay_common::token::BlockRun;
 use forebay_proto::store::Inode;
 
@@ -18,6 +19,16 @@ pub fn block_runs(inode: &Inode) -> Vec<BlockRun> {
 /// Every block id of a file, in order.
 pub fn block_ids(inode: &Inode) -> impl Iterator<Item = BlockId> + '_ {
     inode.block_runs.chunks_exact(2).flat_map(|c| c[0]..c[0] + c[1]).map(BlockId)
+}
+
+/// Where the blocks of a file lie in it.
+pub fn layout(inode: &Inode) -> Layout<'_> {
+    Layout { block_size_bytes: inode.block_size_bytes, length_bytes: inode.length, short: &inode.short_blocks }
+}
+
+/// Every block of a file with its offset and length, in order.
+pub fn blocks(inode: &Inode) -> impl Iterator<Item = (BlockId, (u64, u64))> + '_ {
+    block_ids(inode).zip(layout(inode).spans())
 }
 
 /// Blocks that `length` bytes take.

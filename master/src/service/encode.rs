@@ -2,7 +2,7 @@
 
 use crate::core::Core;
 use crate::mount::Mounted;
-use crate::namespace::block_ids;
+use crate::namespace;
 use forebay_common::AbsPath;
 use forebay_proto::store::Inode;
 use forebay_proto::{BlockInfo, BlockLocation, FileStatus};
@@ -37,22 +37,20 @@ pub fn status(path: &AbsPath, inode: &Inode, mount: Option<&Mounted>, key: &[u8]
         config: inode.config.clone(),
         cached_bytes: 0,
         mem_bytes: 0,
+        short_blocks: inode.short_blocks.clone(),
     }
 }
 
 /// The blocks of a file with who has bytes of them, and the totals written into its status.
 pub fn blocks(core: &Core, inode: &Inode, status: &mut FileStatus) -> Vec<BlockInfo> {
-    let mut offset = 0;
     let mut out = Vec::new();
-    for id in block_ids(inode) {
-        let length = inode.block_size_bytes.min(inode.length.saturating_sub(offset));
+    for (id, (offset, length)) in namespace::blocks(inode) {
         let holders = core.soft.blocks.holders(id);
         status.cached_bytes += holders.iter().map(|h| h.cached_bytes).max().unwrap_or(0).min(length);
         status.mem_bytes += holders.iter().filter(|h| h.tier == "MEM").map(|h| h.cached_bytes).max().unwrap_or(0).min(length);
         let locations =
             holders.into_iter().map(|h| BlockLocation { worker_id: h.worker.get(), tier: h.tier.to_owned(), cached_bytes: h.cached_bytes }).collect();
         out.push(BlockInfo { id: id.get(), offset, length, locations });
-        offset += inode.block_size_bytes;
     }
     out
 }

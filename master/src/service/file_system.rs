@@ -6,6 +6,7 @@ use crate::mount::{self, Mounted, PathConfig, Resolved, WriteType, raw};
 use crate::namespace::{self, READ, Walk, Who};
 use crate::store::{Cf, Reader};
 use crate::{free, passive, replicate};
+use forebay_common::layout::shorter_than;
 use forebay_common::limits::LIST_BATCH_ENTRIES;
 use forebay_common::token::UfsSource;
 use forebay_common::{AbsPath, ErrorKind, InodeId, MountId, Result, err};
@@ -206,7 +207,7 @@ impl Service {
         let core = &self.0;
         let who = core.who(request.caller.as_ref())?;
         let lease = core.store.view().lease(request.lease_id)?;
-        let op = journal::AddBlocks { file_id: request.file_id, lease_id: request.lease_id, count: request.count, worker_id: 0 };
+        let op = journal::AddBlocks { file_id: request.file_id, lease_id: request.lease_id, count: request.count, ..journal::AddBlocks::default() };
         let reply = core.change(request.caller.as_ref(), Op::AddBlocks(op)).await?;
         let (path, inode, _) = self.status_by_id(reply.file_id)?;
         check_open_for_writing(&path, &inode, reply.lease_id)?;
@@ -246,11 +247,9 @@ impl Service {
                 let blocks: Vec<(u64, u64)> = request.blocks.iter().map(|b| (b.id, b.length)).collect();
                 // The same that `Complete` checks: what is copied is what will be acknowledged.
                 let ids: Vec<u64> = namespace::block_ids(&inode).map(|b| b.get()).take(blocks.len()).collect();
-                let lengths = blocks.iter().enumerate().all(|(i, (_, length))| {
-                    let left = request.length.saturating_sub(i as u64 * inode.block_size_bytes);
-                    *length > 0 && *length == left.min(inode.block_size_bytes)
-                });
-                if !lengths || !blocks.iter().map(|(id, _)| *id).eq(ids) {
+                let all: Vec<u64> = blocks.iter().map(|(_, length)| *length).collect();
+                let sum = all.iter().try_fold(0u64, |sum, length| sum.checked_add(*length));
+                if shorter_than(inode.block_size_bytes, &all).is_none() || sum != Some(request.length) || !blocks.iter().map(|(id, _)| *id).eq(ids) {
                     return Err(err!(InvalidArgument, "the blocks of file {} do not add up to {} bytes", request.file_id, request.length));
                 }
                 let (first, copies) = (forebay_common::WorkerId(lease.worker_id), inode.replication_min as usize);

@@ -3,6 +3,7 @@
 use crate::block::tier_name;
 use crate::core::Core;
 use crate::mount::MountOptions;
+use crate::namespace;
 use crate::persist::PUBLISH_TTL_MS;
 use crate::store::Reader;
 use crate::worker::Orders;
@@ -73,7 +74,7 @@ impl Service {
         }
         core.soft.workers.note_told(worker, false);
         // Before the view is taken: who changes a pin from now on finds these holders.
-        for block in &request.changed {
+        for block in request.changed.iter().filter(|b| !b.open) {
             core.soft.blocks.report(worker, BlockId(block.block_id), block.cached_bytes, tier_name(&block.tier));
         }
         let view = core.store.view();
@@ -91,8 +92,27 @@ impl Service {
             if pinned != block.pinned {
                 orders.pins.insert(id.get(), pinned);
             }
-            if block.only_copy && view.inode(owner)?.is_some_and(|(_, inode)| inode.persisted) {
+            if !block.only_copy {
+                continue;
+            }
+            let Some((_, inode)) = view.inode(owner)? else { continue };
+            if inode.persisted {
                 orders.settled.push(id.get());
+            } else if inode.completed
+                && let Some((_, (_, length))) = namespace::blocks(&inode).find(|(b, _)| *b == id)
+                && length != block.cached_bytes
+            {
+                // Ended elsewhere with another length while this worker could not be asked.
+                tracing::warn!(block = %id, %worker, length, has = block.cached_bytes, "a block has another length than its file says; it is dropped");
+                orders.deletes.push(id.get());
+                core.soft.blocks.report(worker, id, 0, "MEM");
+            }
+        }
+        // Left in the middle by their writer: those of a file that is completed, or gone, nobody will go on with.
+        for block in request.changed.iter().filter(|b| b.open) {
+            let owner = view.block_owner(BlockId(block.block_id))?.map(|owner| view.inode(owner)).transpose()?.flatten();
+            if owner.is_none_or(|(_, inode)| inode.completed) {
+                orders.deletes.push(block.block_id);
             }
         }
         for file in &request.changed_files {

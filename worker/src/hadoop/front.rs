@@ -1,6 +1,6 @@
 //! `Front`: the ports and the socket of the Hadoop front, bound together, served together.
 
-use super::{Listener, replica, server};
+use super::{Listener, replica, server, slots};
 use crate::core::Core;
 use crate::server::{bind, bind_unix};
 use forebay_common::config::WorkerConfig;
@@ -53,10 +53,11 @@ impl Front {
     }
 
     /// Serves until `shutdown`.
-    pub fn serve(self, core: &Arc<Core>, shutdown: &CancellationToken) -> [JoinHandle<()>; 3] {
+    pub fn serve(self, core: &Arc<Core>, shutdown: &CancellationToken) -> [JoinHandle<()>; 4] {
         [
             tokio::spawn(server::serve(Listener::Tcp(self.tcp), core.clone(), shutdown.clone())),
             tokio::spawn(server::serve(Listener::Unix(self.unix), core.clone(), shutdown.clone())),
+            tokio::spawn(slots::follow_evictions(core.clone(), shutdown.clone())),
             tokio::spawn(replica::serve(self.ipc, core.clone(), shutdown.clone())),
         ]
     }

@@ -1,24 +1,27 @@
 //! The worker as a DataNode: DataTransferProtocol in front of the same block store.
 //!
-//! `server` takes connections and hands each request to `read` (with read-through of what is missing, in the stream), `write` (one block, the
-//! only copy of its bytes), `checksum` or, over a Unix socket, `short_circuit`. Invariants: nothing is done without a block token; a chunk leaves only after it
+//! `server` takes connections and hands each request to `read` (with read-through of what is missing, in the stream), `write` (one block, on through its
+//! `pipeline`), `transfer` (an unfinished block to another worker), `checksum` or, over a Unix socket, `short_circuit` with its `slots`. Invariants: nothing is done without a block token; a chunk leaves only after it
 //! was compared with its CRC; a packet is acknowledged after its bytes were compared with their checksums and written; the last one
 //! after the block was sealed and the master told.
 
 mod checksum;
 mod front;
 mod open;
+mod pipeline;
 mod read;
 mod replica;
 mod server;
 mod short_circuit;
+mod slots;
+mod transfer;
 mod write;
 
 pub use front::Front;
 pub use open::OpenBlocks;
 use server::Listener;
 pub use short_circuit::GRANTED;
-pub use write::end;
+pub use slots::Slots;
 
 use crate::core::Core;
 use crate::ufs_read::Target;
@@ -41,7 +44,7 @@ async fn verify(core: &Core, header: &BaseHeaderProto, right: u32) -> Result<Cla
 /// Where a block is in its file. Of a file that is being written the token does not know how long a block is: `length` does.
 fn target_of(claims: &Claims, block: BlockId, length: Option<u64>) -> Result<Target> {
     let Some(length) = length else { return Target::of(claims, block) };
-    let offset = claims.block_index(block).unwrap_or(0).saturating_mul(claims.block_size_bytes);
+    let offset = claims.block_offset(block).unwrap_or(0);
     Target::of(&Claims { length_bytes: offset.saturating_add(length), ..claims.clone() }, block)
 }
 

@@ -40,7 +40,7 @@ async fn wanted(core: &Arc<Core>, op: &wire::OpReadBlockProto) -> Result<Wanted>
     let id = BlockId(header.block.block_id);
     // Under a lease: how long it is by now is known here alone.
     let under_lease = claims.lease_id > 0;
-    let open = core.open_blocks.get(id).filter(|_| under_lease);
+    let open = if under_lease { tokio::task::block_in_place(|| core.open_blocks.get(id))? } else { None };
     let length = match &open {
         Some(open) => Some(open.acknowledged()),
         None if under_lease => core.store.peek_read(id).map(|b| b.header.length_bytes),

@@ -38,7 +38,10 @@ impl Service for Replicas {
             Ok(request) => BlockId(request.block.unwrap_or_default().block_id),
             Err(e) => return thrown("java.io.IOException", e.message()),
         };
-        let open = self.0.open_blocks.get(block).map(|b| b.acknowledged());
+        let open = match tokio::task::block_in_place(|| self.0.open_blocks.get(block)) {
+            Ok(open) => open.map(|b| b.acknowledged()),
+            Err(e) => return thrown("java.io.IOException", e.message()),
+        };
         match open.or_else(|| self.0.store.peek_read(block).map(|b| b.header.length_bytes)) {
             Some(length) => ipc::success(&call.id, &GetReplicaVisibleLengthResponse { length }),
             None => thrown("org.apache.hadoop.hdfs.server.datanode.ReplicaNotFoundException", &format!("block {block} is not on this worker")),

@@ -1,9 +1,8 @@
 //! Connections of Hadoop's clients, and the requests on each, one after the other.
 
-use super::{checksum, read, refusal, send, short_circuit, write};
+use super::{checksum, read, refusal, send, short_circuit, slots, transfer as transfers, write};
 use crate::core::Core;
 use forebay_common::{Result, counter, err, gauge};
-use forebay_hdfs::hadoop::hdfs as wire;
 use forebay_hdfs::transfer::{self, Op};
 use prost::Message;
 use std::os::fd::{AsFd, OwnedFd};
@@ -142,22 +141,14 @@ async fn one(core: &Arc<Core>, peer: &mut Peer, op: Op, message: bytes::Bytes, s
             send(&mut peer.writer, &answer).await
         }
         Op::RequestShortCircuitFds => short_circuit::request_fds(core, peer, decode(message)?).await,
-        // Clients say so once in their log, and go on without slots.
-        Op::RequestShortCircuitShm => {
-            let answer = wire::ShortCircuitShmResponseProto {
-                status: wire::Status::ErrorUnsupported as i32,
-                error: Some("this worker has no shared memory segments".to_owned()),
-                id: None,
+        Op::RequestShortCircuitShm => slots::request_shm(core, peer, shutdown).await,
+        Op::ReleaseShortCircuitFds => send(&mut peer.writer, &slots::release(core, &decode(message)?)).await,
+        Op::TransferBlock => {
+            let answer = match transfers::transfer_block(core, &decode(message)?).await {
+                Ok(answer) => answer,
+                Err(e) => refusal(&e),
             };
             send(&mut peer.writer, &answer).await
         }
-        Op::ReleaseShortCircuitFds => {
-            let answer = wire::ReleaseShortCircuitAccessResponseProto {
-                status: wire::Status::ErrorUnsupported as i32,
-                error: Some("this worker has no shared memory segments".to_owned()),
-            };
-            send(&mut peer.writer, &answer).await
-        }
-        Op::TransferBlock => send(&mut peer.writer, &refusal(&err!(Unsupported, "replicas are copied by the master's order, not by clients"))).await,
     }
 }

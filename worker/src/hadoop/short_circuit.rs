@@ -2,10 +2,11 @@
 //!
 //! The data file is opened afresh through the read-only mount of its tier; beside it goes a meta file of the client's own, made from the
 //! block's checksums (CRC32C of 64 KiB), so that it verifies by itself. A block that is not here whole is answered "unsupported" *with* a
-//! version, which has the client fall back for that file alone. Without slots of shared memory (not offered yet) nothing can be taken back:
-//! what a client holds counts as used until it lets go, as the lease probe says. Source: `DataXceiver.requestShortCircuitFds` and `BlockMetadataHeader` 3.4.1.
+//! version, which has the client fall back for that file alone. A client that names a slot of shared memory (`slots`) learns by it that the block has left;
+//! what it holds counts as used until it lets go, as the lease probe says. Source: `DataXceiver.requestShortCircuitFds` and `BlockMetadataHeader` 3.4.1.
 
 use super::server::Peer;
+use super::slots::Slot;
 use super::{refusal, send, verify};
 use crate::core::Core;
 use crate::store::BlockFile;
@@ -50,6 +51,19 @@ pub async fn request_fds(core: &Arc<Core>, peer: &mut Peer, op: wire::OpRequestS
         }
         Err(e) => return send(&mut peer.writer, &refusal(&e)).await,
     };
+    let slot = match register(core, &op) {
+        Ok(slot) => slot,
+        Err(e) => return send(&mut peer.writer, &refusal(&e)).await,
+    };
+    let handed = hand_over(peer, op.supports_receipt_verification(), [data, meta]).await;
+    if let (Err(_), Some(slot)) = (&handed, slot) {
+        // Its client may have given it back itself.
+        let _ = core.slots.release(slot);
+    }
+    handed
+}
+
+async fn hand_over(peer: &mut Peer, receipt: bool, descriptors: [OwnedFd; 2]) -> Result<()> {
     let answer = wire::BlockOpResponseProto {
         status: wire::Status::Success as i32,
         short_circuit_access_version: Some(VERSION),
@@ -57,9 +71,8 @@ pub async fn request_fds(core: &Arc<Core>, peer: &mut Peer, op: wire::OpRequestS
     };
     send(&mut peer.writer, &answer).await?;
     // In a message of their own: the answer is read without looking for descriptors.
-    let receipt = op.supports_receipt_verification();
     let Some(socket) = &peer.socket else { return Ok(()) };
-    pass(socket, u8::from(receipt), &[data, meta]).await?;
+    pass(socket, u8::from(receipt), &descriptors).await?;
     GRANTED.inc();
     if receipt {
         match tokio::time::timeout(RECEIPT_WAIT, peer.reader.read_u8()).await {
@@ -69,6 +82,17 @@ pub async fn request_fds(core: &Arc<Core>, peer: &mut Peer, op: wire::OpRequestS
         }
     }
     Ok(())
+}
+
+/// The block's slot, where the client has one: from now on it hears of its end. A block that left in between has its slot invalid at once.
+fn register(core: &Core, op: &wire::OpRequestShortCircuitAccessProto) -> Result<Option<Slot>> {
+    let Some(slot) = op.slot_id.as_ref().map(Slot::of).transpose()? else { return Ok(None) };
+    let block = BlockId(op.header.block.block_id);
+    core.slots.register(slot, block)?;
+    if !core.store.has(block) {
+        core.slots.revoke(block);
+    }
+    Ok(Some(slot))
 }
 
 /// Errors: `NotFound` for a block that is not here whole.
@@ -104,7 +128,8 @@ fn meta_file(block: &BlockFile) -> Result<OwnedFd> {
     Ok(OwnedFd::from(file))
 }
 
-async fn pass(socket: &OwnedFd, byte: u8, descriptors: &[OwnedFd; 2]) -> Result<()> {
+/// Passes descriptors with a byte.
+pub async fn pass<const N: usize>(socket: &OwnedFd, byte: u8, descriptors: &[OwnedFd; N]) -> Result<()> {
     let raw = descriptors.each_ref().map(AsRawFd::as_raw_fd);
     for _ in 0..SEND_TRIES {
         let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&[byte])], &[ControlMessage::ScmRights(&raw)], MsgFlags::MSG_NOSIGNAL, None);

@@ -1,12 +1,14 @@
-//! WRITE_BLOCK: one block, from its client alone; its bytes are nowhere else until its file is in an under store.
+//! WRITE_BLOCK: one block, from its client, on through the workers named after this one; its bytes are nowhere else until its file is in an under store.
 //!
-//! Packets are acknowledged in order once their bytes are written. A block is begun, and ended, only while the master says that its lease holds. What a client
-//! leaves behind in the middle of a block is sealed as it is, and so is what is open when the worker stops: whoever recovers the lease finds what was
-//! acknowledged.
+//! Packets are passed on, compared with their checksums, written, and acknowledged in order: once what they brought outlives this process, and all workers
+//! after this one say the same. A block is begun, and ended, only while the master says that its lease holds. What a client leaves behind in the middle of a
+//! block stays open: the client comes back for it with a new stamp, without the worker that failed, or whoever recovers the lease has it sealed.
+//! Source: `BlockReceiver` and `DataXceiver.writeBlock` 3.4.1.
 
 use super::open::OpenBlock;
+use super::pipeline::{Ack, Mirror};
 use super::server::Peer;
-use super::{WRITTEN, refusal, send, verify};
+use super::{WRITTEN, refusal, send, status_of, verify};
 use crate::core::Core;
 use crate::master::MASTER_WAIT;
 use crate::write::BlockWriter;
@@ -17,49 +19,89 @@ use forebay_hdfs::transfer::{Checksum, HEARTBEAT_SEQNO, Packet};
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use wire::op_write_block_proto::BlockConstructionStage as Stage;
 
-counter!(ABANDONED, "forebay_worker_hadoop_blocks_cut_total", "blocks whose client went away before their end; sealed as they were");
+counter!(
+    LEFT,
+    "forebay_worker_hadoop_blocks_left_total",
+    "blocks whose client went away before their end; open until it comes back, or their lease is over"
+);
 
 /// A client sends something at least every 30 s.
 const PACKET_WAIT: Duration = Duration::from_secs(120);
+/// Packets that wait for the acknowledgement of the workers after this one: a client has 80 under way.
+const UNACKNOWLEDGED: usize = 256;
 
 struct Open {
     block: Arc<OpenBlock>,
+    turn: u64,
     checksum: Checksum,
     block_size_bytes: u64,
     file_id: u64,
     lease_id: u64,
+    /// Copied from another worker, for a client that goes on with it here: not ended with its last packet.
+    transfer: bool,
 }
 
-async fn open(core: &Arc<Core>, op: &wire::OpWriteBlockProto) -> Result<Open> {
-    use wire::op_write_block_proto::BlockConstructionStage::PipelineSetupCreate;
+/// What a request comes to.
+enum Begun {
+    /// Packets follow.
+    Open(Open),
+    /// The block is whole, and its client only wants to know that.
+    Closed,
+}
+
+async fn open(core: &Arc<Core>, op: &wire::OpWriteBlockProto) -> Result<Begun> {
     let header = &op.header.base_header;
     let claims = verify(core, header, token::WRITE).await?;
     let block = BlockId(header.block.block_id);
-    if claims.block_index(block).is_none() || claims.lease_id == 0 {
+    if !claims.covers(block) || claims.lease_id == 0 {
         return Err(err!(Unauthenticated, "block token does not let block {block} be written"));
-    }
-    if op.stage() != PipelineSetupCreate {
-        return Err(err!(Unsupported, "{:?}: blocks are not gone on with yet, and pipelines not recovered", op.stage()));
-    }
-    if !op.targets.is_empty() {
-        return Err(err!(Unsupported, "pipelines of several workers are not offered yet"));
-    }
-    if *core.leaving.borrow() {
-        return Err(err!(Unavailable, "this worker is to leave: it takes nothing new"));
-    }
-    if core.store.has(block) {
-        return Err(err!(AlreadyExists, "block {block} is on this worker already"));
     }
     let checksum = Checksum::of(&op.requested_checksum)?;
     // A token outlives its lease.
     hold(core, claims.file_id, claims.lease_id).await?;
-    let writer = BlockWriter::new(core.store.clone(), &claims, block, true);
+    let (stamp, stage) = (op.latest_generation_stamp, op.stage());
+    let (block, turn) = match stage {
+        Stage::PipelineSetupCreate | Stage::TransferRbw => {
+            if *core.leaving.borrow() {
+                return Err(err!(Unavailable, "this worker is to leave: it takes nothing new"));
+            }
+            if core.store.has(block) {
+                return Err(err!(AlreadyExists, "block {block} is on this worker already"));
+            }
+            let mut writer = BlockWriter::new(core.store.clone(), &claims, block, true);
+            writer.set_stamp(stamp);
+            core.open_blocks.begin(writer)?
+        }
+        Stage::PipelineSetupAppend | Stage::PipelineSetupAppendRecovery | Stage::PipelineSetupStreamingRecovery => {
+            let open = tokio::task::block_in_place(|| core.open_blocks.get(block))?;
+            let open = open.ok_or_else(|| err!(NotFound, "block {block} is not open on this worker"))?;
+            let turn = tokio::task::block_in_place(|| open.attach(stamp, op.min_bytes_rcvd))?;
+            (open, turn)
+        }
+        Stage::PipelineCloseRecovery => {
+            if let Some(open) = tokio::task::block_in_place(|| core.open_blocks.get(block))? {
+                let turn = tokio::task::block_in_place(|| open.attach(stamp, op.min_bytes_rcvd))?;
+                if let Err(e) = end(core, &open, true).await {
+                    open.detach(turn);
+                    return Err(e);
+                }
+            }
+            let length = tokio::task::block_in_place(|| core.store.peek_read(block)).map(|b| b.header.length_bytes);
+            if length != Some(op.min_bytes_rcvd) {
+                return Err(err!(NotFound, "block {block} has {length:?} bytes on this worker instead of {}", op.min_bytes_rcvd));
+            }
+            return Ok(Begun::Closed);
+        }
+        other => return Err(err!(Unsupported, "{other:?} is no stage that a block is written in")),
+    };
     let (file_id, lease_id, block_size_bytes) = (claims.file_id, claims.lease_id, claims.block_size_bytes);
-    Ok(Open { block: core.open_blocks.begin(writer)?, checksum, block_size_bytes, file_id, lease_id })
+    Ok(Begun::Open(Open { block, turn, checksum, block_size_bytes, file_id, lease_id, transfer: stage == Stage::TransferRbw }))
 }
 
 /// Errors: `Expired` when the lease is over.
@@ -69,93 +111,199 @@ async fn hold(core: &Core, file_id: u64, lease_id: u64) -> Result<()> {
 
 /// Errors: the connection is of no use any more; what was acknowledged stays.
 pub async fn write_block(core: &Arc<Core>, peer: &mut Peer, op: wire::OpWriteBlockProto, shutdown: &CancellationToken) -> Result<()> {
-    let open = match open(core, &op).await {
-        Ok(open) => open,
-        Err(e) => return send(&mut peer.writer, &wire::BlockOpResponseProto { first_bad_link: Some(String::new()), ..refusal(&e) }).await,
+    let answer = |answer: wire::BlockOpResponseProto, bad: String| wire::BlockOpResponseProto { first_bad_link: Some(bad), ..answer };
+    let begun = match open(core, &op).await {
+        Ok(begun) => begun,
+        Err(e) => return send(&mut peer.writer, &answer(refusal(&e), String::new())).await,
     };
-    let written = write_open(core, peer, &open, shutdown).await;
-    if let Err(e) = &written {
-        // Sealed already where it was ended, by the client or by whoever recovered the lease.
-        if let Some(length @ 1..) = end(core, &open.block, true).await? {
-            ABANDONED.inc();
-            tracing::info!(file = open.file_id, length, error = %e, "a block is cut: its client went away, or could not go on");
+    let mirror = match Mirror::connect(&op).await {
+        Ok(mirror) => mirror,
+        Err((bad, e)) => {
+            tracing::info!(block = op.header.base_header.block.block_id, next = bad, error = %e, "the next worker of a pipeline does not take a block");
+            if let Begun::Open(open) = &begun {
+                leave(core, open).await;
+            }
+            return send(&mut peer.writer, &answer(refusal(&e), bad)).await;
         }
+    };
+    let success = wire::BlockOpResponseProto { status: wire::Status::Success as i32, ..wire::BlockOpResponseProto::default() };
+    let sent = send(&mut peer.writer, &answer(success, String::new())).await;
+    let Begun::Open(open) = begun else { return sent };
+    let written = match sent {
+        Ok(()) => stream(core, peer, &open, mirror, shutdown).await,
+        Err(e) => Err(e),
+    };
+    if let Err(e) = &written
+        && let Some(length) = leave(core, &open).await
+    {
+        LEFT.inc();
+        tracing::info!(file = open.file_id, length, error = %e, "a block is left in the middle: its client went away, or could not go on");
     }
     written
 }
 
-async fn write_open(core: &Arc<Core>, peer: &mut Peer, open: &Open, shutdown: &CancellationToken) -> Result<()> {
-    let answer = wire::BlockOpResponseProto {
-        status: wire::Status::Success as i32,
-        first_bad_link: Some(String::new()),
-        ..wire::BlockOpResponseProto::default()
-    };
-    send(&mut peer.writer, &answer).await?;
-    let last = packets(peer, open, shutdown).await?;
-    let ended = match hold(core, open.file_id, open.lease_id).await {
-        Ok(()) => end(core, &open.block, true).await,
-        // The file is completed, or gone: nobody wants the block.
-        Err(e) if e.kind() == ErrorKind::Expired => end(core, &open.block, false).await.and(Err(e)),
-        Err(e) => Err(e),
-    };
-    match ended {
-        Ok(Some(_)) => acknowledge(peer, last, wire::Status::Success).await,
-        Ok(None) => {
-            acknowledge(peer, last, wire::Status::Error).await?;
-            Err(err!(Expired, "the block was sealed before its end: its lease is over"))
+/// Whoever wrote it does not any more. Returns how long it is, where anything of it stays open.
+async fn leave(core: &Arc<Core>, open: &Open) -> Option<u64> {
+    let length = open.block.detach(open.turn)?;
+    // Nothing was acknowledged: its client gives it up, and takes another one.
+    if length == 0
+        && let Err(e) = end(core, &open.block, false).await
+    {
+        tracing::warn!(error = %e, "an empty block is not dropped");
+    }
+    (length > 0).then_some(length)
+}
+
+/// Takes packets, and acknowledges them.
+async fn stream(core: &Arc<Core>, peer: &mut Peer, open: &Open, mirror: Option<Mirror>, shutdown: &CancellationToken) -> Result<()> {
+    let (acks, waiting) = mpsc::channel(UNACKNOWLEDGED);
+    let (to, from) = mirror.map(Mirror::split).unzip();
+    let mut taken = std::pin::pin!(packets(core, &mut peer.reader, to, open, acks, shutdown));
+    let mut acknowledged = std::pin::pin!(acknowledge(&mut peer.writer, from, open, waiting));
+    tokio::select! {
+        // All that is left is to acknowledge what was taken.
+        taken = &mut taken => {
+            let acknowledged = acknowledged.await;
+            taken.and(acknowledged)
         }
-        Err(e) => {
-            acknowledge(peer, last, wire::Status::Error).await?;
-            Err(e)
+        acknowledged = &mut acknowledged => match acknowledged {
+            Ok(()) => taken.await,
+            Err(e) => Err(e),
         }
     }
 }
 
-/// Takes packets until the last; returns its number, not acknowledged yet.
-async fn packets(peer: &mut Peer, open: &Open, shutdown: &CancellationToken) -> Result<i64> {
+/// Takes packets until the last. Errors: nothing more comes, or can be taken; what was taken is on its way to be acknowledged.
+async fn packets(
+    core: &Arc<Core>,
+    reader: &mut BufReader<impl AsyncRead + Unpin>,
+    mut mirror: Option<BufWriter<impl AsyncWrite + Unpin>>,
+    open: &Open,
+    acks: mpsc::Sender<Ack>,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let mut pending = Vec::new();
+    let gone = |_| err!(Unavailable, "acknowledgements are not sent any more");
     loop {
-        // Acknowledgements go out together when nothing more is at hand.
-        if peer.reader.buffer().is_empty() {
-            peer.writer.flush().await.map_err(|e| Error::io("acknowledging", &e))?;
+        // Together, when nothing more is at hand; a block that ends first needs no log.
+        if reader.buffer().is_empty() && !pending.is_empty() {
+            tokio::task::block_in_place(|| open.block.persist())?;
+            if let Some(mirror) = &mut mirror {
+                // Where it does not take more its acknowledgement is missing as well.
+                let _ = mirror.flush().await;
+            }
+            for ack in pending.drain(..) {
+                acks.send(ack).await.map_err(gone)?;
+            }
         }
         let packet = tokio::select! {
             () = shutdown.cancelled() => return Err(err!(Unavailable, "this worker is stopping")),
-            packet = tokio::time::timeout(PACKET_WAIT, Packet::read(&mut peer.reader)) => packet,
+            packet = tokio::time::timeout(PACKET_WAIT, Packet::read(reader)) => packet,
         };
         let packet = packet.unwrap_or_else(|_| Err(err!(Timeout, "a Hadoop client is silent in the middle of a block")))?;
-        if packet.seqno != HEARTBEAT_SEQNO {
-            if let Err(e) = take(open, &packet) {
-                acknowledge(peer, packet.seqno, super::status_of(&e)).await?;
-                return Err(e);
-            }
-            if packet.last {
-                return Ok(packet.seqno);
-            }
+        if let Some(mirror) = &mut mirror {
+            let _ = mirror.write_all(&packet.encode_head()).await;
+            let _ = mirror.write_all(&packet.data).await;
         }
-        put_acknowledgement(peer, packet.seqno, wire::Status::Success).await?;
+        let (seqno, last) = (packet.seqno, packet.last);
+        let taken = if seqno == HEARTBEAT_SEQNO { Ok(0) } else { take(open, &packet) };
+        let ended = match taken {
+            Ok(length) if last => {
+                if let Some(mirror) = &mut mirror {
+                    let _ = mirror.flush().await;
+                }
+                finish(core, open).await.map(|()| length)
+            }
+            other => other,
+        };
+        let status = ended.as_ref().map_or_else(status_of, |_| wire::Status::Success);
+        pending.push(Ack { seqno, status, length: ended.as_ref().copied().unwrap_or(0) });
+        if let Err(e) = ended {
+            for ack in pending {
+                acks.send(ack).await.map_err(gone)?;
+            }
+            return Err(e);
+        }
+        if last {
+            for ack in pending {
+                acks.send(ack).await.map_err(gone)?;
+            }
+            return Ok(());
+        }
     }
 }
 
-/// Compares and writes. A packet after a flush begins with the chunk that was not full then: what of it is here already is passed over.
-fn take(open: &Open, packet: &Packet) -> Result<()> {
-    let length = open.block.acknowledged();
+/// The last packet is here. Errors: the block is not ended here.
+async fn finish(core: &Arc<Core>, open: &Open) -> Result<()> {
+    if open.transfer {
+        tokio::task::block_in_place(|| open.block.persist())?;
+        open.block.detach(open.turn);
+        return Ok(());
+    }
+    match hold(core, open.file_id, open.lease_id).await {
+        Ok(()) => match end(core, &open.block, true).await? {
+            Some(_) => Ok(()),
+            None => Err(err!(Expired, "the block was sealed before its end: its lease is over")),
+        },
+        // The file is completed, or gone: nobody wants the block.
+        Err(e) if e.kind() == ErrorKind::Expired => end(core, &open.block, false).await.and(Err(e)),
+        Err(e) => Err(e),
+    }
+}
+
+/// Compares and writes. A packet after a flush begins with the chunk that was not full then, and after a recovery with what was not acknowledged: what of it
+/// is here already is passed over. Returns the length then.
+fn take(open: &Open, packet: &Packet) -> Result<u64> {
     let chunk = open.checksum.chunk_bytes as u64;
     let bytes = packet.data.len() as u64;
-    if packet.offset > length || packet.offset + bytes > open.block_size_bytes {
-        return Err(err!(
-            InvalidArgument,
-            "a packet at {} of {bytes} bytes: {length} are here, and a block has {}",
-            packet.offset,
-            open.block_size_bytes
-        ));
+    if packet.offset.checked_add(bytes).is_none_or(|end| end > open.block_size_bytes) {
+        return Err(err!(InvalidArgument, "a packet at {} of {bytes} bytes: a block has {}", packet.offset, open.block_size_bytes));
     }
     let first = (chunk - packet.offset % chunk) as usize;
     open.checksum.verify(&packet.data, &packet.sums, first)?;
-    let known = usize::try_from(length - packet.offset).unwrap_or(usize::MAX);
-    let fresh = packet.data.get(known..).unwrap_or_default();
     // Room may have to be waited for, and a disk takes its time.
-    tokio::task::block_in_place(|| open.block.append(fresh, packet.sync))?;
-    WRITTEN.inc_by(fresh.len() as u64);
+    let length = tokio::task::block_in_place(|| open.block.append(open.turn, packet.offset, &packet.data, packet.sync))?;
+    WRITTEN.inc_by(bytes);
+    Ok(length)
+}
+
+/// Sends acknowledgements, each once the workers after this one have given theirs. Errors: the client is gone, or one of them.
+async fn acknowledge(
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut mirror: Option<super::pipeline::From>,
+    open: &Open,
+    mut waiting: mpsc::Receiver<Ack>,
+) -> Result<()> {
+    let mut batch = Vec::new();
+    let failed = |e: std::io::Error| Error::io("acknowledging", &e);
+    while waiting.recv_many(&mut batch, UNACKNOWLEDGED).await > 0 {
+        for ack in batch.drain(..) {
+            let mut reply = vec![ack.status as i32];
+            let mut broken = None;
+            if let Some(mirror) = &mut mirror {
+                match mirror.next(&ack).await {
+                    Ok(after) => reply.extend(after),
+                    // The client finds out by this which worker it is, and goes on without.
+                    Err(e) => {
+                        reply.push(wire::Status::Error as i32);
+                        broken = Some(e);
+                    }
+                }
+            }
+            let flag = reply.iter().map(|status| *status as u32).collect();
+            let good = reply.iter().all(|status| *status == wire::Status::Success as i32);
+            if good {
+                open.block.note_acknowledged(ack.length);
+            }
+            let message = wire::PipelineAckProto { seqno: ack.seqno, reply, downstream_ack_time_nanos: Some(0), flag };
+            writer.write_all(&message.encode_length_delimited_to_vec()).await.map_err(failed)?;
+            if !good {
+                writer.flush().await.map_err(failed)?;
+                return Err(broken.unwrap_or_else(|| err!(Unavailable, "a worker of the pipeline did not take a packet")));
+            }
+        }
+        writer.flush().await.map_err(failed)?;
+    }
     Ok(())
 }
 
@@ -167,14 +315,4 @@ pub async fn end(core: &Arc<Core>, block: &Arc<OpenBlock>, keep: bool) -> Result
         core.reporter.report_now().await;
     }
     Ok(ended)
-}
-
-async fn put_acknowledgement(peer: &mut Peer, seqno: i64, status: wire::Status) -> Result<()> {
-    let ack = wire::PipelineAckProto { seqno, reply: vec![status as i32], downstream_ack_time_nanos: Some(0), flag: vec![status as u32] };
-    peer.writer.write_all(&ack.encode_length_delimited_to_vec()).await.map_err(|e| Error::io("acknowledging", &e))
-}
-
-async fn acknowledge(peer: &mut Peer, seqno: i64, status: wire::Status) -> Result<()> {
-    put_acknowledgement(peer, seqno, status).await?;
-    peer.writer.flush().await.map_err(|e| Error::io("acknowledging", &e))
 }

@@ -1,9 +1,10 @@
 //! Taking over what an earlier process left: names at once, headers when a block is asked for or in the background.
 //!
 //! Reading a million headers takes a while, reading as many names a second or two: a worker serves as soon as it knows the
-//! names. A file without its pair is what a crash left of a block under construction, and is removed.
+//! names. A file without its pair is what a crash left of a block under construction, and is removed; data with a log beside them are a block that somebody
+//! may go on with.
 
-use super::block_file::paths;
+use super::block_file::{BlockFile, open_path, paths};
 use super::dir::Dir;
 use forebay_common::error::at;
 use forebay_common::{BlockId, Result, err};
@@ -33,6 +34,8 @@ pub struct Unread {
 #[derive(Default)]
 struct Blocks {
     places: HashMap<BlockId, Place>,
+    /// Those that were being written.
+    open: HashMap<BlockId, Place>,
     /// In the order in which they are read: the fastest tier first.
     order: VecDeque<BlockId>,
 }
@@ -65,6 +68,21 @@ impl Unread {
         place
     }
 
+    /// The same of one that was being written.
+    pub fn take_open(&self, id: BlockId) -> Option<Place> {
+        self.blocks().open.remove(&id)
+    }
+
+    /// It could not be taken over this time.
+    pub fn put_open_back(&self, id: BlockId, place: Place) {
+        self.blocks().open.insert(id, place);
+    }
+
+    /// Those that were being written.
+    pub fn open(&self) -> Vec<BlockId> {
+        self.blocks().open.keys().copied().collect()
+    }
+
     /// It could not be read this time.
     pub fn put_back(&self, id: BlockId, place: Place) {
         let mut blocks = self.blocks();
@@ -84,56 +102,90 @@ impl Unread {
         check_format(dir.path())?;
         let shards: Vec<PathBuf> = std::fs::read_dir(dir.path()).map_err(at(dir.path().display()))?.flatten().map(|shard| shard.path()).collect();
         let per_thread = shards.len().div_ceil(SCANNERS).max(1);
-        let (found, half): (Vec<Vec<(BlockId, u64)>>, Vec<u64>) = std::thread::scope(|scope| {
-            let scanners: Vec<_> = shards.chunks(per_thread).map(|shards| scope.spawn(|| scan_shards(dir.path(), shards))).collect();
-            scanners.into_iter().map(|scanner| scanner.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).unzip()
+        let found: Vec<Scanned> = std::thread::scope(|scope| {
+            let scanners: Vec<_> = shards.chunks(per_thread).map(|shards| scope.spawn(|| scan_shards(dir, shards))).collect();
+            scanners.into_iter().map(|scanner| scanner.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });
-        let mut removed: u64 = half.iter().sum();
+        let mut removed: u64 = found.iter().map(|scanned| scanned.removed).sum();
         let mut blocks = self.blocks();
-        for (id, charged_bytes) in found.into_iter().flatten() {
-            if blocks.places.contains_key(&id) {
+        for (id, charged_bytes, open) in found.into_iter().flat_map(|scanned| scanned.blocks) {
+            if blocks.places.contains_key(&id) || blocks.open.contains_key(&id) {
                 // It was being moved when the worker stopped: the copy in the faster tier stays.
                 removed += 1;
                 let (data, head) = paths(dir.path(), id);
-                let _ = (std::fs::remove_file(data), std::fs::remove_file(head));
+                for path in [open_path(dir.path(), id), data, head] {
+                    let _ = std::fs::remove_file(path);
+                }
                 continue;
             }
             dir.charge(charged_bytes);
-            blocks.places.insert(id, Place { dir: dir.clone(), charged_bytes });
-            blocks.order.push_back(id);
+            let place = Place { dir: dir.clone(), charged_bytes };
+            if open {
+                blocks.open.insert(id, place);
+            } else {
+                blocks.places.insert(id, place);
+                blocks.order.push_back(id);
+            }
         }
         self.left.store(blocks.places.len(), Ordering::Release);
-        tracing::info!(dir = %dir.path().display(), blocks = blocks.places.len(), removed, "names of an earlier start's blocks are read");
+        let (whole, open) = (blocks.places.len(), blocks.open.len());
+        tracing::info!(dir = %dir.path().display(), blocks = whole, open, removed, "names of an earlier start's blocks are read");
         Ok(())
     }
 }
 
-/// The blocks in some folders of a tier's folder with what their files occupy; and how many files without their pair were removed.
-fn scan_shards(dir: &Path, shards: &[PathBuf]) -> (Vec<(BlockId, u64)>, u64) {
-    let (mut found, mut removed) = (Vec::new(), 0);
+/// What is in some folders of a tier's folder.
+#[derive(Default)]
+struct Scanned {
+    /// Ids, what their files occupy, and whether they were being written.
+    blocks: Vec<(BlockId, u64, bool)>,
+    /// Files without their pair, which were removed.
+    removed: u64,
+}
+
+fn scan_shards(dir: &Arc<Dir>, shards: &[PathBuf]) -> Scanned {
+    let mut scanned = Scanned::default();
     for shard in shards {
         let Ok(files) = std::fs::read_dir(shard) else { continue };
         let names: HashSet<String> = files.flatten().map(|f| f.file_name().to_string_lossy().into_owned()).collect();
         for name in &names {
             let Some((stem, extension)) = name.split_once('.').filter(|(_, e)| !e.ends_with(DAMAGED)) else { continue };
             let Some(id) = u64::from_str_radix(stem, 16).ok().map(BlockId) else { continue };
-            let whole = names.contains(&format!("{stem}.data")) && names.contains(&format!("{stem}.head"));
-            if !whole {
-                removed += 1;
-                let _ = std::fs::remove_file(shard.join(name));
-            } else if extension == "head" {
-                let (data, head) = paths(dir, id);
-                found.push((id, [data, head].iter().map(|f| f.metadata().map_or(0, |m| m.blocks() * 512)).sum()));
+            let has = |extension: &str| names.contains(&format!("{stem}.{extension}"));
+            let (whole, open) = (has("data") && has("head"), has("data") && has("open"));
+            let occupied = |files: [PathBuf; 2]| files.iter().map(|f| f.metadata().map_or(0, |m| m.blocks() * 512)).sum();
+            let (data, head) = paths(dir.path(), id);
+            match extension {
+                "open" if open && !(whole && is_sealed(dir, id)) => {
+                    scanned.blocks.push((id, occupied([data, shard.join(name)]), true));
+                }
+                // Looked at beside its log.
+                "head" if whole && open => {}
+                "head" if whole => scanned.blocks.push((id, occupied([data, head]), false)),
+                "open" if open => scanned.blocks.push((id, occupied([data, head]), false)),
+                "data" if whole || open => {}
+                _ => {
+                    scanned.removed += 1;
+                    let _ = std::fs::remove_file(shard.join(name));
+                }
             }
         }
     }
-    (found, removed)
+    scanned
+}
+
+/// Whether a block with a header and a log was ended: then the log is in the way, else the header.
+fn is_sealed(dir: &Arc<Dir>, id: BlockId) -> bool {
+    let sealed = BlockFile::adopt(dir, id, None).and_then(|file| if file.is_full() { file.verify_all() } else { Err(err!(Corrupt, "in part")) });
+    let (_, head) = paths(dir.path(), id);
+    let _ = std::fs::remove_file(if sealed.is_ok() { open_path(dir.path(), id) } else { head });
+    sealed.is_ok()
 }
 
 /// Sets the files of a block aside that cannot be read and may be the only ones: for a person to look at.
 pub fn set_aside(dir: &Dir, id: BlockId) {
     let (data, head) = paths(dir.path(), id);
-    for path in [data, head] {
+    for path in [data, head, open_path(dir.path(), id)] {
         let mut aside = path.clone().into_os_string();
         aside.push(format!(".{DAMAGED}"));
         let _ = std::fs::rename(&path, aside);

@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
+/// How long orders may be under way that were given before a block was held.
+const HELD_FOR: Duration = Duration::from_secs(20);
+
 /// A block of this worker.
 pub struct Block {
     /// The fixed part of its header.
@@ -23,8 +26,10 @@ pub struct Block {
     charged_bytes: AtomicU64,
     grants: AtomicU32,
     pinned: AtomicBool,
-    /// Its bytes got to an under store after it was made as their only copy.
-    settled: AtomicBool,
+    /// Its bytes are nowhere else.
+    only_copy: AtomicBool,
+    /// When it became so by order of the master.
+    held: Mutex<Option<Instant>>,
     heat: Mutex<(Instant, u32)>,
     share: Mutex<Option<Arc<Share>>>,
 }
@@ -32,6 +37,7 @@ pub struct Block {
 impl Block {
     /// One without pages, in a folder.
     pub fn new(header: Header, dir: Arc<Dir>) -> Arc<Block> {
+        let only_copy = header.flags & FLAG_ONLY_COPY != 0;
         Arc::new(Block {
             header,
             dir,
@@ -40,7 +46,8 @@ impl Block {
             charged_bytes: AtomicU64::new(0),
             grants: AtomicU32::new(0),
             pinned: AtomicBool::new(false),
-            settled: AtomicBool::new(false),
+            only_copy: AtomicBool::new(only_copy),
+            held: Mutex::default(),
             heat: Mutex::new((Instant::now(), 0)),
             share: Mutex::default(),
         })
@@ -48,17 +55,28 @@ impl Block {
 
     /// Whether its bytes are nowhere else.
     pub fn is_only_copy(&self) -> bool {
-        self.header.flags & FLAG_ONLY_COPY != 0 && !self.settled.load(Ordering::Acquire)
+        self.only_copy.load(Ordering::Acquire)
     }
 
-    /// Its bytes are in an under store. Returns whether that is news.
+    /// Its bytes are in an under store. Returns whether that is news. Not believed for a while after `hold`: it may have been said before that.
     pub fn settle(&self) -> bool {
-        self.is_only_copy() && !self.settled.swap(true, Ordering::AcqRel)
+        !self.is_held() && self.only_copy.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether orders may still be under way that were given before `hold`.
+    pub fn is_held(&self) -> bool {
+        self.held.lock().unwrap_or_else(|e| e.into_inner()).is_some_and(|at| at.elapsed() < HELD_FOR)
+    }
+
+    /// Its bytes are about to be nowhere else.
+    pub fn hold(&self) {
+        *self.held.lock().unwrap_or_else(|e| e.into_inner()) = Some(Instant::now());
+        self.only_copy.store(true, Ordering::Release);
     }
 
     /// Its header as its files have it by now.
     pub fn header_on_disk(&self) -> Header {
-        let flags = if self.is_only_copy() { self.header.flags } else { self.header.flags & !FLAG_ONLY_COPY };
+        let flags = if self.is_only_copy() { self.header.flags | FLAG_ONLY_COPY } else { self.header.flags & !FLAG_ONLY_COPY };
         Header { flags, ..self.header.clone() }
     }
 

@@ -27,6 +27,11 @@ pub fn paths(dir: &Path, block: forebay_common::BlockId) -> (PathBuf, PathBuf) {
     (shard.join(format!("{name}.data")), shard.join(format!("{name}.head")))
 }
 
+/// The log of a block that is being written.
+pub fn open_path(dir: &Path, block: forebay_common::BlockId) -> PathBuf {
+    paths(dir, block).0.with_extension("open")
+}
+
 /// An open block.
 pub struct BlockFile {
     /// What it is of.
@@ -244,14 +249,16 @@ impl BlockFile {
         let (_, head_path) = paths(dir.path(), header.block);
         let raw = whole_head(&header, chunk_crcs);
         let head = File::options().read(true).write(true).create_new(true).mode(0o600).open(&head_path).map_err(at(head_path.display()))?;
-        head.write_all_at(&raw, 0).map_err(at("writing a header"))?;
         let block = Block::new(header.clone(), dir.clone());
-        if dir.medium() != Medium::Mem && block.is_only_copy() {
+        let written = head.write_all_at(&raw, 0).map_err(at("writing a header")).and_then(|()| {
+            if dir.medium() == Medium::Mem || !block.is_only_copy() {
+                return Ok(());
+            }
             data.sync_data().and_then(|()| head.sync_data()).map_err(at("fsync of a block"))?;
-            let shard = head_path.parent().unwrap_or(dir.path());
-            File::open(shard).and_then(|d| d.sync_all()).map_err(at("fsync of a tier folder"))?;
-            File::open(dir.path()).and_then(|d| d.sync_all()).map_err(at("fsync of a tier folder"))?;
-        }
+            dir.sync_names_of(header.block)
+        });
+        // It was no block before, and is none now.
+        written.inspect_err(|_| drop(std::fs::remove_file(&head_path)))?;
         Ok(BlockFile {
             bits: full(header.pages()),
             verified: full(header.chunks()),
@@ -265,12 +272,21 @@ impl BlockFile {
         })
     }
 
-    /// Writes down that its bytes are in an under store. A crash before leaves the block as it was: the master says it again.
-    pub fn write_settled(dir: &Dir, header: &Header) -> Result<()> {
+    /// Writes down whether its bytes are in an under store. A crash before leaves the block as it was: the master says it again.
+    pub fn write_flags(dir: &Dir, header: &Header) -> Result<()> {
         let (_, head_path) = paths(dir.path(), header.block);
         let head = File::options().write(true).open(&head_path).map_err(at(head_path.display()))?;
         // One sector: it is there as a whole or not at all.
         head.write_all_at(&header.encode(), 0).map_err(at("writing a header"))
+    }
+
+    /// What it has is on the disk, where there is one, when this returns.
+    pub fn sync(&self) -> Result<()> {
+        if self.block.dir.medium() == Medium::Mem {
+            return Ok(());
+        }
+        self.data.sync_data().and_then(|()| self.head.sync_data()).map_err(at("fsync of a block"))?;
+        self.block.dir.sync_names_of(self.header.block)
     }
 
     /// Whether a page is here.

@@ -8,12 +8,12 @@
 //! Invariant: `used` covers what the folder's files occupy, unlinked but still held ones ("zombies") and reservations of
 //! writes under way included.
 
-use super::block_file::BlockFile;
+use super::block_file::{BlockFile, paths};
 use super::evict::{self, Eviction};
 use super::lease_probe::{self, Zombie};
 use forebay_common::config::{Medium, MemMount, TierDir, WorkerConfig};
 use forebay_common::error::at;
-use forebay_common::{Error, ErrorKind, Result, counter, err};
+use forebay_common::{BlockId, Error, ErrorKind, Result, counter, err};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
@@ -256,6 +256,14 @@ impl Dir {
     /// What `doctor` should say.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Has the names of a block's files on the disk.
+    pub fn sync_names_of(&self, block: BlockId) -> Result<()> {
+        let (data, _) = paths(&self.path, block);
+        let shard = data.parent().unwrap_or(&self.path);
+        let sync = |dir: &Path| File::open(dir).and_then(|d| d.sync_all()).map_err(at("fsync of a tier folder"));
+        sync(shard).and_then(|()| sync(&self.path))
     }
 
     /// The policy, locked.

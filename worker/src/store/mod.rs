@@ -21,10 +21,11 @@ mod shares;
 mod tier;
 mod whole;
 
+pub use adopt::Place as LeftOpen;
 pub use block::Block;
-pub use block_file::{BlockFile, paths};
+pub use block_file::{BlockFile, open_path, paths};
 pub use dir::{Dir, MemPages};
-pub use forebay_common::block_header::{FLAG_ONLY_COPY, Header};
+pub use forebay_common::block_header::Header;
 pub use shares::ShareLimits;
 pub use tier::Tier;
 
@@ -178,6 +179,31 @@ impl BlockStore {
     /// Whether the headers of all blocks of an earlier start are read.
     pub fn is_all_read(&self) -> bool {
         self.unread.is_empty()
+    }
+
+    /// Takes over where a block is that an earlier process was writing. What was charged for it is released.
+    pub fn take_left_open(&self, id: BlockId) -> Option<LeftOpen> {
+        let left = self.unread.take_open(id)?;
+        left.dir.release(left.charged_bytes);
+        Some(left)
+    }
+
+    /// It could not be taken over this time. One whose bytes cannot be believed is set aside for a person to look at.
+    pub fn give_up_left_open(&self, id: BlockId, left: LeftOpen, e: &Error) {
+        tracing::error!(block = %id, error = %e, "a block that was being written cannot be taken over");
+        if e.kind() == ErrorKind::Corrupt {
+            DAMAGED.inc();
+            adopt::set_aside(&left.dir, id);
+        } else {
+            left.dir.note_error(e);
+            left.dir.charge(left.charged_bytes);
+            self.unread.put_open_back(id, left);
+        }
+    }
+
+    /// Blocks that an earlier process was writing, and nobody has asked for since.
+    pub fn left_open(&self) -> Vec<BlockId> {
+        self.unread.open()
     }
 
     /// The block, its header read now if it was not yet.
@@ -431,6 +457,15 @@ impl BlockStore {
         }
     }
 
+    /// The same, unless it was held a moment ago: the order may be older than that. The next report has the master look again.
+    pub fn remove_by_order(&self, id: BlockId) -> bool {
+        let Some(block) = self.find(id) else { return false };
+        if !self.remove_if(&block, |block| !block.is_held()) {
+            self.note_changed(id);
+        }
+        true
+    }
+
     fn remove_this(&self, block: &Arc<Block>) -> bool {
         self.remove_if(block, |_| true)
     }
@@ -553,8 +588,15 @@ impl BlockStore {
             return;
         }
         let shard = self.index.shard(id);
-        let Some(block) = shard.get(&id).filter(|block| block.settle()) else { return };
-        if let Err(e) = BlockFile::write_settled(&block.dir, &block.header_on_disk()) {
+        let Some(block) = shard.get(&id) else { return };
+        if !block.settle() {
+            // Where it is too early to believe that, the next report asks again.
+            if block.is_only_copy() {
+                self.note_changed(id);
+            }
+            return;
+        }
+        if let Err(e) = BlockFile::write_flags(&block.dir, &block.header_on_disk()) {
             tracing::warn!(block = %id, error = %e, "a header still says that its block is the only copy");
         }
         self.note_changed(id);
@@ -562,6 +604,23 @@ impl BlockStore {
             block.dir.policy().insert(evictable);
             block.share().iter().for_each(|share| share.insert(evictable));
         }
+    }
+
+    /// Keeps a block that is here whole as the only copy of its bytes from now on, also after a restart. Errors: `NotFound` when it is not here whole.
+    pub fn hold(&self, id: BlockId) -> Result<()> {
+        let missing = || err!(NotFound, "block {id} is not here whole");
+        let file = self.peek_read(id).filter(|file| file.is_full()).ok_or_else(missing)?;
+        {
+            let shard = self.index.shard(id);
+            let block = shard.get(&id).filter(|block| Arc::ptr_eq(block, &file.block)).ok_or_else(missing)?;
+            block.hold();
+            block.dir.policy().remove(id);
+            block.share().iter().for_each(|share| share.remove(id));
+            BlockFile::write_flags(&block.dir, &block.header_on_disk())?;
+        }
+        self.note_changed(id);
+        file.verify_all()?;
+        file.sync()
     }
 
     /// Ids of blocks as they leave.

@@ -1,4 +1,5 @@
 use super::*;
+use forebay_common::block_header::FLAG_ONLY_COPY;
 use forebay_common::config::{Medium, MemMount, TierConfig, TierDir, WorkerConfig};
 use forebay_common::{InodeId, MountId, checksum};
 use std::os::unix::fs::FileExt;

@@ -27,6 +27,7 @@ pub fn claims(file: &FileBytes) -> Claims {
         file_id: file.file_id,
         blocks: file.runs.chunks_exact(2).map(|run| BlockRun { first: run[0], count: run[1] }).collect(),
         block_size_bytes: file.block_size_bytes,
+        short_blocks: file.short_blocks.clone(),
         length_bytes: file.length,
         page_size_bytes: file.page_size_bytes,
         ufs,

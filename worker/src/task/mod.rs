@@ -5,6 +5,7 @@
 
 mod bytes_of;
 mod copy;
+mod hold;
 mod load;
 mod seal;
 mod write_out;
@@ -155,6 +156,14 @@ async fn carry_out(core: &Arc<Core>, turns: &Turns, task: Task) -> Result<TaskOu
         Some(What::WriteOut(order)) => {
             let _turn = turn(&turns.writes).await?;
             write_out::write_out(core, order).await
+        }
+        Some(What::Hold(order)) => {
+            let _turn = turn(&turns.loads).await?;
+            hold::hold(core, order).await.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() })
+        }
+        Some(What::Rewrite(order)) => {
+            let _turn = turn(&turns.copies).await?;
+            hold::rewrite(core, order).await.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() })
         }
         Some(What::Seal(order)) => seal::seal(core, &order).await.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() }),
         None => Err(err!(Unsupported, "this worker does not know that kind of task: start the newer version")),

@@ -7,7 +7,7 @@
 //! they are stored. Where there is no room, or storing falls behind, they are served and not kept.
 
 use crate::core::Core;
-use crate::store::{BlockFile, FLAG_ONLY_COPY, Header};
+use crate::store::{BlockFile, Header};
 use bytes::Bytes;
 use forebay_common::block_header::flags_of;
 use forebay_common::token::{Claims, UfsSource};
@@ -338,7 +338,7 @@ pub fn block_of(core: &Core, target: &Target) -> Option<Arc<BlockFile>> {
     let same = block.header.length_bytes == target.header.length_bytes;
     if !same {
         tracing::error!(block = %target.block, "a block has another length than its file says; it is dropped");
-        if block.header.flags & FLAG_ONLY_COPY == 0 {
+        if !block.block.is_only_copy() {
             core.store.quarantine(target.block);
         }
     }

@@ -3,8 +3,12 @@
 //! Its length is not known before it ends, so its header is written when it is sealed, and nobody can see it before.
 //! The first page is kept in memory, so that a small file occupies what it needs and not a huge page. Where its folder runs
 //! out of room and nothing there can be evicted, it goes on in the tier below, with what was written so far.
+//!
+//! A writer that was told to `persist` keeps a log beside its data (`OpenLog`): the block outlives the process as it was then, and is gone on with by
+//! `resume`. Dropping such a writer leaves its files; `discard` removes them.
 
-use crate::store::{BlockFile, BlockStore, Dir, Header, paths, remove_files};
+use super::open_log::{Left, OpenHeader, OpenLog, Tail};
+use crate::store::{BlockFile, BlockStore, Dir, Header, LeftOpen, open_path, paths, remove_files};
 use bytes::{Bytes, BytesMut};
 use forebay_common::block_header::flags_of;
 use forebay_common::config::Medium;
@@ -33,6 +37,11 @@ pub struct BlockWriter {
     open_chunk: (u32, usize),
     made: AtomicBool,
     sealed: bool,
+    lease_id: u64,
+    stamp: u64,
+    log: Option<OpenLog>,
+    /// Whether the names of its files are on the disk.
+    names_synced: bool,
 }
 
 impl BlockWriter {
@@ -57,7 +66,60 @@ impl BlockWriter {
             open_chunk: (0, 0),
             made: AtomicBool::new(false),
             sealed: false,
+            lease_id: claims.lease_id,
+            stamp: 0,
+            log: None,
+            names_synced: false,
         }
+    }
+
+    /// Takes a block over that an earlier process was writing: as much of it as its checksums agree with. Reads all of it.
+    ///
+    /// Errors: `Corrupt` when that is less than what it counted last; the disk's.
+    pub fn resume(store: Arc<BlockStore>, left: &LeftOpen, block: BlockId) -> Result<Self> {
+        let dir = left.dir.clone();
+        let (path, _) = paths(dir.path(), block);
+        let Left { log, header, mut crcs, tails } = OpenLog::open(dir.path(), block)?;
+        let data = File::options().read(true).write(true).open(&path).map_err(at(path.display()))?;
+        let there = data.metadata().map_err(at(path.display()))?.len();
+        let mut good = None;
+        for tail in tails {
+            if tail.length <= there && agrees(&data, &crcs, tail)? {
+                good = Some(tail);
+                break;
+            }
+        }
+        let tail = good.ok_or_else(|| err!(Corrupt, "open block {block} has other bytes than were acknowledged"))?;
+        crcs.truncate(tail.length as usize / CHUNK_SIZE_BYTES);
+        dir.charge(tail.length);
+        Ok(BlockWriter {
+            store,
+            dir: Some(dir),
+            header: Header { block, file: header.file, length_bytes: 0, page_size_bytes: header.page_size_bytes, flags: header.flags },
+            block_size_bytes: header.capacity_bytes,
+            first_page: Vec::new(),
+            data: Some(data),
+            reserved_bytes: tail.length,
+            length: tail.length,
+            open_chunk: (tail.crc, tail.length as usize % CHUNK_SIZE_BYTES),
+            crcs,
+            made: AtomicBool::new(true),
+            sealed: false,
+            lease_id: header.lease_id,
+            stamp: tail.stamp,
+            log: Some(log),
+            names_synced: false,
+        })
+    }
+
+    /// What its pipeline was recovered to last.
+    pub fn stamp(&self) -> u64 {
+        self.stamp
+    }
+
+    /// Its pipeline was recovered, or begun; written down with the next `persist`.
+    pub fn set_stamp(&mut self, stamp: u64) {
+        self.stamp = stamp;
     }
 
     pub fn block(&self) -> BlockId {
@@ -75,12 +137,19 @@ impl BlockWriter {
 
     /// Errors: `NoSpace`, the disk's; the block is then as it was before.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let (length, chunks, open_chunk) = (self.length, self.crcs.len(), self.open_chunk);
-        self.take_in(bytes).inspect_err(|_| {
-            self.length = length;
-            self.crcs.truncate(chunks);
-            self.open_chunk = open_chunk;
-        })
+        let (before, added) = (self.length, bytes.len() as u64);
+        self.reserve(added, before)?;
+        if self.data.is_none() && before + added <= self.header.page_size_bytes {
+            self.first_page.extend_from_slice(bytes);
+        } else {
+            self.spill()?;
+            if let Some(file) = &self.data {
+                self.noted(file.write_all_at(bytes, before).map_err(at("writing a block")))?;
+            }
+        }
+        self.sum(bytes);
+        self.length += added;
+        Ok(())
     }
 
     /// Bytes that were appended.
@@ -96,42 +165,70 @@ impl BlockWriter {
         }
     }
 
+    fn tail(&self) -> Tail {
+        Tail { length: self.length, stamp: self.stamp, crc: self.open_chunk.0 }
+    }
+
+    /// What was appended outlives this process when this returns.
+    pub fn persist(&mut self) -> Result<()> {
+        if self.length == 0 {
+            return Ok(());
+        }
+        self.spill()?;
+        let mut log = match self.log.take() {
+            Some(log) => log,
+            None => {
+                let header = OpenHeader {
+                    block: self.header.block,
+                    file: self.header.file,
+                    lease_id: self.lease_id,
+                    capacity_bytes: self.block_size_bytes,
+                    page_size_bytes: self.header.page_size_bytes,
+                    flags: self.header.flags,
+                };
+                self.noted(OpenLog::create(self.dir()?.path(), &header))?
+            }
+        };
+        let written = log.write(&self.crcs, self.tail());
+        self.log = Some(log);
+        self.noted(written)
+    }
+
     /// What was appended is on the disk, where there is one, when this returns.
     pub fn sync(&mut self) -> Result<()> {
-        match (&self.data, &self.dir) {
-            (Some(file), Some(dir)) if dir.medium() != Medium::Mem => self.noted(file.sync_data().map_err(at("fsync of a block"))),
-            // The first page is in memory until the block outgrows it.
-            _ => Ok(()),
+        self.persist()?;
+        let (Some(file), Some(log), Some(dir)) = (&self.data, &self.log, &self.dir) else { return Ok(()) };
+        if dir.medium() == Medium::Mem {
+            return Ok(());
         }
+        let synced = file
+            .sync_data()
+            .map_err(at("fsync of a block"))
+            .and_then(|()| log.sync(self.tail()))
+            .and_then(|()| if self.names_synced { Ok(()) } else { dir.sync_names_of(self.header.block) });
+        self.noted(synced)?;
+        self.names_synced = true;
+        Ok(())
+    }
+
+    /// Writes the first page, where that is in memory still.
+    fn spill(&mut self) -> Result<()> {
+        if self.data.is_some() {
+            return Ok(());
+        }
+        let file = self.noted(self.make(self.block_size_bytes))?;
+        if let Err(e) = self.noted(file.write_all_at(&self.first_page, 0).map_err(at("writing a block"))) {
+            self.unmake();
+            return Err(e);
+        }
+        self.first_page = Vec::new();
+        self.data = Some(file);
+        Ok(())
     }
 
     /// A folder whose file system fails takes no new blocks. For its own errors, not for those of a quota.
     fn noted<T>(&self, result: Result<T>) -> Result<T> {
         result.inspect_err(|e| self.dir.iter().for_each(|dir| dir.note_error(e)))
-    }
-
-    fn take_in(&mut self, bytes: &[u8]) -> Result<()> {
-        let before = self.length;
-        self.length += bytes.len() as u64;
-        self.sum(bytes);
-        self.reserve(bytes.len() as u64, before)?;
-        if self.data.is_none() && self.length <= self.header.page_size_bytes {
-            self.first_page.extend_from_slice(bytes);
-            return Ok(());
-        }
-        if self.data.is_none() {
-            let file = self.noted(self.make(self.block_size_bytes))?;
-            if let Err(e) = self.noted(file.write_all_at(&self.first_page, 0).map_err(at("writing a block"))) {
-                self.unmake();
-                return Err(e);
-            }
-            self.first_page = Vec::new();
-            self.data = Some(file);
-        }
-        if let Some(file) = &self.data {
-            self.noted(file.write_all_at(bytes, before).map_err(at("writing a block")))?;
-        }
-        Ok(())
     }
 
     fn dir(&self) -> Result<&Arc<Dir>> {
@@ -183,7 +280,16 @@ impl BlockWriter {
                     return back(self, bytes + earlier, e);
                 }
             }
-            remove_files(from, self.header.block);
+            if let Some(log) = self.log.take() {
+                // In both places for a moment: the faster one is believed then, which is as good.
+                self.names_synced = false;
+                if let Err(e) = self.persist() {
+                    self.remove_from(to);
+                    (self.data, self.log) = (Some(old), Some(log));
+                    return back(self, bytes + earlier, e);
+                }
+            }
+            self.remove_from(from);
         }
         from.release(earlier);
         Ok(())
@@ -223,37 +329,92 @@ impl BlockWriter {
         Ok(file)
     }
 
-    /// Ends the block: its data get their final length, its header is written, and it may be seen.
-    pub fn seal(mut self) -> Result<BlockFile> {
-        if self.open_chunk.1 > 0 {
-            self.crcs.push(self.open_chunk.0);
+    /// Gives up what is beyond `length`. Errors: the disk's; it is as it was.
+    pub fn cut(&mut self, length: u64) -> Result<()> {
+        if length >= self.length {
+            return Ok(());
         }
+        let (chunks, rest) = (length as usize / CHUNK_SIZE_BYTES, length % CHUNK_SIZE_BYTES as u64);
+        let open = self.read(length - rest..length)?;
+        self.crcs.truncate(chunks);
+        self.open_chunk = (checksum::crc32c(&open), open.len());
+        self.length = length;
+        if self.data.is_none() {
+            self.first_page.truncate(length as usize);
+        }
+        self.persist()
+    }
+
+    fn remove_from(&self, dir: &Dir) {
+        remove_files(dir, self.header.block);
+        let _ = std::fs::remove_file(open_path(dir.path(), self.header.block));
+    }
+
+    /// Ends the block: its data get their final length, its header is written, and it may be seen. Errors: it is as it was, and may be ended again.
+    pub fn seal(&mut self) -> Result<BlockFile> {
+        let dir = self.dir()?.clone();
+        let (_, open_bytes) = self.open_chunk;
+        let crcs: Vec<u32> = self.crcs.iter().copied().chain((open_bytes > 0).then_some(self.open_chunk.0)).collect();
         self.header.length_bytes = self.length;
-        let file = match self.data.take() {
-            Some(file) => file,
+        let file = match &self.data {
+            Some(file) => file.try_clone().map_err(at("ending a block"))?,
             None => {
-                let file = self.make(self.length)?;
-                file.write_all_at(&self.first_page, 0).map_err(at("writing a block"))?;
+                let file = self.noted(self.make(self.length))?;
+                if let Err(e) = self.noted(file.write_all_at(&self.first_page, 0).map_err(at("writing a block"))) {
+                    self.unmake();
+                    return Err(e);
+                }
+                let own = file.try_clone().map_err(at("ending a block"))?;
+                (self.data, self.first_page) = (Some(own), Vec::new());
                 file
             }
         };
         // Nobody has seen this file yet, so its length may still change.
-        file.set_len(self.length).map_err(at("ending a block"))?;
-        let block = BlockFile::seal(self.dir()?, self.header.clone(), file, &self.crcs)?;
+        let ended = file.set_len(self.length).map_err(at("ending a block"));
+        let block = self.noted(ended.and_then(|()| BlockFile::seal(&dir, self.header.clone(), file, &crcs)))?;
+        if self.log.take().is_some() {
+            let _ = std::fs::remove_file(open_path(dir.path(), self.header.block));
+        }
         self.sealed = true;
-        let reserved = std::mem::take(&mut self.reserved_bytes);
-        self.dir()?.release(reserved);
+        dir.release(std::mem::take(&mut self.reserved_bytes));
         Ok(block)
     }
+
+    /// Ends it so that nothing of it stays.
+    pub fn discard(mut self) {
+        if self.log.take().is_some()
+            && let Some(dir) = &self.dir
+        {
+            self.remove_from(dir);
+        }
+    }
+}
+
+/// Whether what is in a file is what a tail counts.
+fn agrees(data: &File, crcs: &[u32], tail: Tail) -> Result<bool> {
+    let chunks = tail.length as usize / CHUNK_SIZE_BYTES;
+    if crcs.len() < chunks {
+        return Ok(false);
+    }
+    let mut chunk = vec![0; CHUNK_SIZE_BYTES];
+    for (i, crc) in crcs.iter().take(chunks).enumerate() {
+        data.read_exact_at(&mut chunk, (i * CHUNK_SIZE_BYTES) as u64).map_err(at("reading an open block"))?;
+        if checksum::crc32c(&chunk) != *crc {
+            return Ok(false);
+        }
+    }
+    let rest = &mut chunk[..tail.length as usize % CHUNK_SIZE_BYTES];
+    data.read_exact_at(rest, (chunks * CHUNK_SIZE_BYTES) as u64).map_err(at("reading an open block"))?;
+    Ok(checksum::crc32c(rest) == tail.crc)
 }
 
 impl Drop for BlockWriter {
     fn drop(&mut self) {
         let Some(dir) = &self.dir else { return };
         dir.release(self.reserved_bytes);
-        // Only files that this writer made: a block of this id that is there already is somebody's.
-        if self.made.load(Ordering::Relaxed) && !self.sealed {
-            remove_files(dir, self.header.block);
+        // Only files that this writer made: a block of this id that is there already is somebody's. With a log they are the next process's.
+        if self.made.load(Ordering::Relaxed) && !self.sealed && self.log.is_none() {
+            self.remove_from(dir);
         }
     }
 }

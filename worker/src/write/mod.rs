@@ -7,6 +7,7 @@
 //! store alone; a file for the cache only fails with `NoSpace`.
 
 mod block_writer;
+mod open_log;
 
 use crate::core::Core;
 use crate::master::{MASTER_ANSWER, MASTER_WAIT, Master};
@@ -87,8 +88,7 @@ impl FileWrite {
             return Err(err!(InvalidArgument, "written bytes are for offset {offset}, and {} are here", self.length));
         }
         if self.claims.write_cached {
-            let index = self.claims.block_index(block).ok_or_else(|| err!(Unauthenticated, "block token does not cover block {block}"))?;
-            let start = index * self.claims.block_size_bytes;
+            let start = self.claims.block_offset(block).ok_or_else(|| err!(Unauthenticated, "block token does not cover block {block}"))?;
             if offset < start || offset + bytes.len() as u64 > start + self.claims.block_size_bytes {
                 return Err(err!(InvalidArgument, "written bytes do not lie inside block {block}"));
             }
@@ -143,7 +143,7 @@ impl FileWrite {
     }
 
     async fn seal(&mut self) -> Result<()> {
-        let Some(current) = self.current.take() else { return Ok(()) };
+        let Some(mut current) = self.current.take() else { return Ok(()) };
         let (block, length, caching, store) = (current.block(), current.length(), self.caching, self.core.store.clone());
         self.done.push((block, length));
         if !caching {

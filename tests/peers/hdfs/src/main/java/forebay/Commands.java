@@ -114,6 +114,33 @@ public final class Commands {
             }
           }
           break;
+        case "wait":
+          // Says so by a file beside it, and goes on when a local file is there.
+          Files.createFile(Path.of(words[2] + ".waits"));
+          while (!Files.exists(Path.of(words[2]))) {
+            Thread.sleep(20);
+          }
+          break;
+        case "acknowledged":
+          // path, a local file for what is acknowledged by now, block size, bytes of a piece, pieces, replicas. Byte i is i ^ i >> 8 ^ i >> 16.
+          try (PrintStream said = new PrintStream(words[3]);
+              FSDataOutputStream out = fs.create(path, true, 4096, Short.parseShort(words[7]), Long.parseLong(words[4]))) {
+            byte[] piece = new byte[Integer.parseInt(words[5])];
+            long at = 0;
+            for (int i = Integer.parseInt(words[6]); i > 0; i--) {
+              for (int j = 0; j < piece.length; j++, at++) {
+                piece[j] = (byte) (at ^ at >> 8 ^ at >> 16);
+              }
+              out.write(piece);
+              out.hflush();
+              said.println(at);
+              said.flush();
+            }
+            out.close();
+            said.println("closed");
+            said.flush();
+          }
+          break;
         case "pread":
           try (FSDataInputStream in = fs.open(path)) {
             byte[] piece = new byte[Integer.parseInt(words[4])];
