@@ -2,9 +2,10 @@
 
 use crate::args::LocalArgs;
 use crate::output::{bytes, line};
-use forebay_common::config::{Config, TierDir};
+use forebay_common::config::{ClientConfig, Config, TierDir};
 use forebay_common::error::at;
 use forebay_common::{Result, err};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -31,10 +32,22 @@ fn hdfs(address: Option<std::net::SocketAddr>) -> String {
     address.map_or_else(String::new, |address| format!("hdfs://{address}, "))
 }
 
+/// The master's half of WebHDFS: a client of its own.
+fn names(config: &Config) -> impl FnOnce(SocketAddr) -> axum::Router + use<> {
+    let (client, proxy_users) = (config.client.clone(), config.security.proxy_users.clone());
+    move |mut address| {
+        // Bound to all addresses, it is here as well.
+        if address.ip().is_unspecified() {
+            address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+        }
+        forebay_webhdfs::routes(forebay_webhdfs::Role::Master, &ClientConfig { master: address.to_string(), ..client }, &proxy_users)
+    }
+}
+
 /// The master alone.
 pub async fn master(config: Config) -> Result<()> {
     let shutdown = CancellationToken::new();
-    let master = forebay_master::start(&config, shutdown.clone()).await?;
+    let master = forebay_master::start(&config, names(&config), shutdown.clone()).await?;
     line(&format!("master is up at {}, {}metrics at http://{}/metrics", master.rpc_addr, hdfs(master.hadoop_addr), master.web_addr))?;
     let asked = until_signal(&shutdown).await;
     shutdown.cancel();
@@ -45,7 +58,12 @@ pub async fn master(config: Config) -> Result<()> {
 /// A worker alone.
 pub async fn worker(config: Config) -> Result<()> {
     let shutdown = CancellationToken::new();
-    let worker = forebay_worker::start(&config, shutdown.clone()).await?;
+    let worker = forebay_worker::start(
+        &config,
+        forebay_webhdfs::routes(forebay_webhdfs::Role::Worker, &config.client, &config.security.proxy_users),
+        shutdown.clone(),
+    )
+    .await?;
     line(&format!(
         "worker {:016x} is up at {}, socket {}, metrics at http://{}/metrics; it reports to {}",
         worker.id.get(),
@@ -71,9 +89,14 @@ pub async fn local(mut config: Config, args: LocalArgs) -> Result<()> {
     let started = Instant::now();
     config.mount.extend(args.mounts()?);
     let shutdown = CancellationToken::new();
-    let master = forebay_master::start(&config, shutdown.clone()).await?;
+    let master = forebay_master::start(&config, names(&config), shutdown.clone()).await?;
     config.client.master = master.rpc_addr.to_string();
-    let mut worker = forebay_worker::start(&config, shutdown.clone()).await?;
+    let mut worker = forebay_worker::start(
+        &config,
+        forebay_webhdfs::routes(forebay_webhdfs::Role::Worker, &config.client, &config.security.proxy_users),
+        shutdown.clone(),
+    )
+    .await?;
     tokio::time::timeout(REGISTER_TIMEOUT, worker.registered())
         .await
         .map_err(|_| err!(Timeout, "the worker did not register within {} s", REGISTER_TIMEOUT.as_secs()))??;

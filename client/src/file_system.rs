@@ -268,7 +268,7 @@ impl FileSystem {
         let m = &self.inner.master;
         let answer = m
             .change(|caller| {
-                let request = MkdirRequest { caller, path: raw(path), recursive, exist_ok, mode: 0 };
+                let request = MkdirRequest { caller, path: raw(path), recursive, exist_ok, ..MkdirRequest::default() };
                 let mut files = m.files.clone();
                 async move { files.mkdir(request).await }
             })

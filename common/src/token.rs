@@ -283,7 +283,10 @@ mod tests {
             .iter()
             .map(|b| format!("{b:02x}"))
             .collect();
-        assert_eq!(hex, "70027a020405");
+        assert_eq!(hex, "70c8017a020405");
+        // A block that is shorter than the others, in a token for it alone.
+        let short = Claims { short_blocks: vec![0, 30], ..one.clone() };
+        assert_eq!(short.block_span(BlockId(40)), Some((200, 30)));
         let key = TokenKey::generate();
         let token = key.sign(&one).unwrap();
         let ring = KeyRing::default();

@@ -3,6 +3,7 @@
 use crate::apply::Applied;
 use crate::block::BlockMap;
 use crate::driver::PendingDriver;
+use crate::held::Held;
 use crate::identity::Identity;
 use crate::job::Jobs;
 use crate::journal::Journal;
@@ -10,7 +11,7 @@ use crate::metrics::ClusterMetrics;
 use crate::mount::{MountTable, Syncer};
 use crate::namespace::Who;
 use crate::persist::Persist;
-use crate::store::{Reader, Store};
+use crate::store::{Cf, Reader, Store, reply_key};
 use crate::tasks::Tasks;
 use crate::worker::{Registry, TokenKeys};
 use forebay_common::config::{MasterConfig, SecurityConfig};
@@ -31,6 +32,8 @@ pub struct Soft {
     pub mounts: MountTable,
     /// What workers are to do.
     pub tasks: Tasks,
+    /// Files that are about to be taken out of their under stores.
+    pub held: Held,
     /// Something wishes for other copies than there are.
     pub replicas_dirty: AtomicBool,
 }
@@ -83,6 +86,13 @@ impl Core {
             Some(caller) if !caller.user.is_empty() => Ok(self.identity.who(&caller.user)),
             _ => Err(err!(Unauthenticated, "the call does not say which user it is for")),
         }
+    }
+
+    /// The answer to a caller's change that was made before, where the call is sent again. Somebody else's is not told.
+    pub fn remembered(&self, caller: &Caller) -> Result<Option<Reply>> {
+        let key = reply_key(caller.client_id, caller.sequence);
+        let reply: Option<Reply> = self.store.view().record(Cf::Reply, &key)?;
+        Ok(reply.filter(|reply| reply.principal == caller.user && reply.error_kind == 0))
     }
 
     /// Stamps a change for a caller and has it applied.

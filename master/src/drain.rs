@@ -59,7 +59,7 @@ impl Drain {
             return Ok(u64::MAX);
         }
         let view = core.store.view();
-        let mut to_move = view.leases()?.iter().filter(|l| l.worker_id == worker.get()).count() as u64;
+        let mut to_move = view.leases()?.iter().filter(|l| l.worker_id == worker.get() || l.other_workers.contains(&worker.get())).count() as u64;
         let mut ordered = 0;
         for id in core.soft.blocks.of_worker(worker) {
             let Some((_, inode)) = view.block_owner(id)?.map(|owner| view.inode(owner)).transpose()?.flatten() else { continue };

@@ -93,7 +93,8 @@ impl PendingDriver {
 
     /// Starts every pending record that touches no older one.
     fn start_ready(&self, core: &Arc<Core>) -> Result<()> {
-        let pending = core.store.view().pending()?;
+        let view = core.store.view();
+        let pending = view.pending()?;
         ACTIVE.set(pending.len() as i64);
         let mut active = self.active.lock().unwrap_or_else(|e| e.into_inner());
         for (i, record) in pending.iter().enumerate() {
@@ -101,6 +102,11 @@ impl PendingDriver {
                 break;
             }
             if active.contains_key(&record.id) || pending[..i].iter().any(|older| conflicts(older, record)) {
+                continue;
+            }
+            // What is to be deleted is all that the store has of a file that is on its way there.
+            let waits_for = if record.after_inode > 0 { view.inode(InodeId(record.after_inode))? } else { None };
+            if waits_for.is_some_and(|(_, inode)| !inode.completed || inode.persist_id > 0) {
                 continue;
             }
             let (sender, receiver) = watch::channel(None);

@@ -50,7 +50,7 @@ pub async fn below(core: &Core, who: &Who, path: &AbsPath, found: &Found) -> Res
 }
 
 fn file(core: &Core, inode: &Inode, out: &mut FreeResponse, ordered: &mut u64) {
-    if !inode.persisted || !inode.completed || inode.pinned {
+    if !inode.persisted || !inode.completed || inode.pinned || core.soft.held.is_held(InodeId(inode.id)) {
         out.kept += 1;
         return;
     }

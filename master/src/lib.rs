@@ -11,6 +11,7 @@ mod drain;
 mod driver;
 mod free;
 mod hadoop;
+mod held;
 mod identity;
 mod job;
 pub mod journal;

@@ -120,7 +120,7 @@ impl Replicate {
             }
             let max = inode.replication_max as usize;
             // Of what is in no under store none is dropped: a worker that seems to have one may be dying.
-            if max > 0 && inode.persisted && whole.len() > max.max(min).max(1) {
+            if max > 0 && inode.persisted && !core.soft.held.is_held(id) && whole.len() > max.max(min).max(1) {
                 for surplus in &whole[max.max(min).max(1)..] {
                     DROPPED.inc();
                     core.soft.workers.queue_delete(*surplus, block);

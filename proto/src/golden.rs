@@ -1,7 +1,7 @@
 //! Golden tests of the records on disk: a change of a field number or type shows here, before it shows in somebody's data.
 //! A format may grow; what is written here must be read for ever.
 
-use crate::{Job, JobFailure, Setting, journal, store};
+use crate::{AclEntry, Job, JobFailure, Setting, XAttr, journal, store};
 use prost::Message;
 
 fn hex(message: &impl Message) -> String {
@@ -59,7 +59,7 @@ fn commands_of_the_journal() {
         }),
         Op::Abandon(journal::Abandon { file_id: 1, lease_id: 2, expired_only: true }),
         Op::RenewLease(journal::RenewLease { lease_ids: vec![1] }),
-        Op::Mkdir(journal::Mkdir { path: b("/a"), recursive: true, exist_ok: true, mode: 1, later: false }),
+        Op::Mkdir(journal::Mkdir { path: b("/a"), recursive: true, exist_ok: true, mode: 1, ..Default::default() }),
         Op::Delete(journal::Delete { path: b("/a"), recursive: true }),
         Op::Rename(journal::Rename { source: b("/a"), target: b("/b"), overwrite: true }),
         Op::SetAttributes(journal::SetAttributes {
@@ -203,17 +203,18 @@ fn records_of_the_store() {
         flushed_length: 6,
         rewritten_block: 7,
         rewritten_length: 8,
+        rewritten_as: 9,
         ..Default::default()
     };
-    check(&open, "4a020102500358046005680670077808");
+    check(&open, "4a020102500358046005680670077808800109");
     check(&store::Inode { short_blocks: vec![1, 2], ..Default::default() }, "9a02020102");
-    check(&journal::AddBlocks { other_workers: vec![1, 2], previous_length: 3, ..Default::default() }, "2a0201023003");
+    check(&journal::AddBlocks { other_workers: vec![1, 2], previous_length: 3, previous_block: 4, ..Default::default() }, "2a02010230033804");
     let pipeline = journal::SetPipeline { file_id: 1, lease_id: 2, block_id: 3, generation_stamp: 4, worker_ids: vec![5, 6] };
     check(&pipeline, "08011002180320042a020506");
     check(&journal::NoteFlushed { file_id: 1, lease_id: 2, block_id: 3, length: 4 }, "0801100218032004");
     let reopen = journal::Reopen {
         path: b("/a"),
-        content_version: 1,
+        changed_index: 1,
         holder: "h".into(),
         lease_ttl_ms: 2,
         length: 3,
@@ -222,9 +223,17 @@ fn records_of_the_store() {
         to_ufs: true,
     };
     check(&reopen, "0a022f6110011a016820022803300138044001");
-    let concat = journal::Concat { path: b("/a"), content_version: 1, sources: vec![b("/b")], versions: vec![2], to_ufs: true };
+    let concat = journal::Concat { path: b("/a"), changed_index: 1, sources: vec![b("/b")], changed_indexes: vec![2], to_ufs: true };
     check(&concat, "0a022f6110011a022f622201022801");
     check(&journal::Reply { generation_stamp: 1, ..Default::default() }, "7801");
+    let acl = vec![AclEntry { scope: 1, kind: 2, name: "n".into(), perm: 3 }];
+    let x_attrs = vec![XAttr { namespace: 1, name: "n".into(), value: b("v") }];
+    check(&store::Inode { acl: acl.clone(), x_attrs, ..Default::default() }, "a20209080110021a016e2003aa0208080112016e1a0176");
+    check(&journal::SetAcl { path: b("/a"), change: 1, entries: acl }, "0a022f6110011a09080110021a016e2003");
+    let x_attr = journal::SetXAttr { path: b("/a"), namespace: 1, name: "n".into(), value: Some(b("v")), may_create: true, may_replace: true };
+    check(&x_attr, "0a022f6110011a016e22017628013001");
+    check(&journal::Mkdir { unmasked_mode: 1, ..Default::default() }, "3001");
+    check(&journal::Create { unmasked_mode: 1, ..Default::default() }, "880101");
     check(&store::Inode { hadoop_replication: 1, accessed_ms: 2, ..Default::default() }, "880201900202");
     check(&journal::Create { holder: "c".into(), hadoop_replication: 1, ..Default::default() }, "7a0163800101");
     check(&journal::AddBlocks { worker_id: 1, ..Default::default() }, "2001");
@@ -247,6 +256,7 @@ fn records_of_the_store() {
         inode_id: 6,
         client_id: 7,
         sequence: 8,
+        ..Default::default()
     };
     check(&pending, PENDING);
     let reply = journal::Reply {

@@ -85,6 +85,7 @@ pub struct Cluster {
     /// The workers.
     pub workers: Vec<Worker>,
     settings: Settings,
+    hadoop_port: u16,
     /// More of the master's configuration file, as it stands.
     pub master_extra: String,
     /// More of the master's environment.
@@ -124,7 +125,7 @@ impl Cluster {
             .expect("folder");
         let settings: Settings = settings.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
         let (master_extra, master_environment) = (String::new(), Vec::new());
-        Cluster { dir, address: "127.0.0.1:0".into(), master: None, workers: Vec::new(), settings, master_extra, master_environment }
+        Cluster { dir, address: "127.0.0.1:0".into(), master: None, workers: Vec::new(), settings, hadoop_port: 0, master_extra, master_environment }
     }
 
     /// Starts a prepared one and waits until it is ready.
@@ -151,7 +152,7 @@ impl Cluster {
             ("master.data_dir", quoted(self.dir.path().join("master").display())),
             ("master.rpc_port", port),
             ("master.web_port", "0".into()),
-            ("master.hadoop_port", "0".into()),
+            ("master.hadoop_port", self.hadoop_port.to_string()),
         ];
         settings.extend(self.settings.iter().filter(|(k, _)| !k.starts_with("worker.")).cloned());
         let config = self.dir.path().join("master.toml");
@@ -176,6 +177,11 @@ impl Cluster {
     pub async fn master_died(&mut self) {
         let mut process = self.master.take().expect("running");
         crate::eventually("the master ends by itself", 60, async || process.child.try_wait().expect("wait").is_some()).await;
+    }
+
+    /// Hadoop's clients find the master where it is now after a start as well.
+    pub fn keep_hadoop_port(&mut self) {
+        self.hadoop_port = self.hadoop_address().rsplit(':').next().and_then(|port| port.parse().ok()).expect("port");
     }
 
     /// `kill -9` of the master, and a start on the same folder and port.

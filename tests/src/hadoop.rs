@@ -47,6 +47,20 @@ pub fn command(uri: &str, options: &[&str], dir: &Path, words: &[&str]) -> Done 
     commands(uri, options, dir, &[words.iter().map(|w| (*w).to_owned()).collect()]).remove(0)
 }
 
+/// Times, addresses and the width of columns are left out.
+pub fn plain(text: &str, uri: &str, out: &Path) -> String {
+    let text = text.replace(uri, "URI").replace(&*out.to_string_lossy(), "OUT");
+    let mut words: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let of_line = line.split_whitespace().map(|word| {
+            let time = word.len() >= 5 && word.chars().all(|c| c.is_ascii_digit() || c == '-' || c == ':') && word.contains([':', '-']);
+            if time { "TIME" } else { word }
+        });
+        words.push(of_line.collect::<Vec<_>>().join(" "));
+    }
+    words.join("\n")
+}
+
 impl Cluster {
     /// Where Hadoop's clients call the master.
     pub fn hdfs(&self) -> String {
@@ -93,13 +107,18 @@ impl Raw {
 
     /// Begins a file.
     pub async fn create(&mut self, path: &str) -> forebay_common::Result<wire::HdfsFileStatusProto> {
+        self.create_replicated(path, 1).await
+    }
+
+    /// Begins a file that is to be on so many workers.
+    pub async fn create_replicated(&mut self, path: &str, replication: u32) -> forebay_common::Result<wire::HdfsFileStatusProto> {
         let request = wire::CreateRequestProto {
             src: path.to_owned(),
             masked: wire::FsPermissionProto { perm: 0o644 },
             client_name: self.name.clone(),
             create_flag: 3,
             create_parent: true,
-            replication: 1,
+            replication,
             block_size: self.block_size,
             ..wire::CreateRequestProto::default()
         };
@@ -279,7 +298,9 @@ pub fn data_address(located: &wire::LocatedBlockProto) -> String {
 
 /// Sends a request to a block's first location; its answer, and the connection.
 pub async fn ask(located: &wire::LocatedBlockProto, op: Op, request: &impl prost::Message) -> (BufReader<TcpStream>, wire::BlockOpResponseProto) {
-    let mut stream = BufReader::new(TcpStream::connect(data_address(located)).await.expect("worker"));
+    let stream = TcpStream::connect(data_address(located)).await.expect("worker");
+    stream.set_nodelay(true).expect("TCP_NODELAY");
+    let mut stream = BufReader::new(stream);
     stream.get_mut().write_all(&transfer::request(op, request)).await.expect("request");
     let answer = transfer::read_delimited(&mut stream).await.expect("an answer");
     (stream, answer)

@@ -3,6 +3,7 @@
 //! Everything started here is killed by its id and unmounted when its handle is dropped. A seed is printed by each
 //! randomised test and taken back from `FOREBAY_TEST_SEED`.
 
+pub mod capture;
 pub mod cluster;
 pub mod disk;
 pub mod hadoop;

@@ -449,3 +449,101 @@ fn kill_tree(child: &std::process::Child) {
     // The script has become the Java process.
     nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
+
+/// (S-28) Racks from a table and from a script: shown by the stock commands, and followed when a block's workers are chosen and sorted.
+#[tokio::test(flavor = "multi_thread")]
+async fn racks_are_known() {
+    let mut cluster = Cluster::prepare(&[]);
+    let (table, script) = (cluster.dir.path().join("racks"), cluster.dir.path().join("racks.sh"));
+    std::fs::write(&table, "worker-a /row1/rack1\nworker-b /row1/rack1\nworker-c /row1/rack2\n").unwrap();
+    std::fs::write(&script, "#!/bin/sh\nfor m in \"$@\"; do case $m in worker-d) echo /row2/rack3;; *) echo /elsewhere;; esac; done\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    cluster.master_extra = format!("topology_file = {:?}\ntopology_script = {:?}\n", table.display().to_string(), script.display().to_string());
+    cluster.start_master();
+    for name in ["\"worker-a\"", "\"worker-b\"", "\"worker-c\"", "\"worker-d\""] {
+        // Each is a machine of its own, as far as names go.
+        cluster.add_worker(&[("worker.hadoop_host", name)]);
+    }
+    let report = || command(&cluster.hdfs(), &[], cluster.dir.path(), &["dfsadmin", "-printTopology"]).out;
+    eventually("all racks", 30, async || {
+        let said = report();
+        ["/row1/rack1", "/row1/rack2", "/row2/rack3"].iter().all(|rack| said.contains(&format!("Rack: {rack}")))
+    })
+    .await;
+    let said = report();
+    assert!(!said.contains("default-rack") && said.matches("In Service").count() == 4, "{said}");
+    cluster.ok(&["fs", "mkdir", "/r"]);
+    cluster.ok(&["fsadmin", "pathConf", "set", "/r", "replicas=3"]);
+    let mut raw = Raw::connect(&cluster.hadoop_address(), "root").await;
+    for i in 0..10 {
+        raw.create_replicated(&format!("/r/{i}"), 3).await.unwrap();
+        let located = raw.add_block(&format!("/r/{i}"), None).await.unwrap();
+        let racks: Vec<&str> = located.locs.iter().map(|l| l.location.as_deref().unwrap_or_default()).collect();
+        assert_eq!(racks.len(), 3);
+        assert_ne!(racks[0], racks[1], "the second copy is on another rack");
+    }
+}
+
+/// (S-29) Clients that die after an append went on to the next block: before its first byte, after it was given up, and with bytes in it; and blocks that were
+/// ended early before one that was given up.
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_are_recovered_as_they_stand() {
+    let cluster = Cluster::start(1, &[("master.lease_ttl_ms", "600000")]).await;
+    let fs = cluster.client().await;
+    let size = 1usize << 20;
+    let bytes = pattern(7, 0, size + 500);
+    for (i, name) in ["begun", "given up", "written"].into_iter().enumerate() {
+        let path = format!("/r{i}");
+        let mut model = Model { raw: Raw::connect(&cluster.hadoop_address(), "root").await, fs: fs.clone(), tag: 0 };
+        model.raw.create(&path).await.unwrap();
+        model.write(&path, None, &bytes[..100_000]).await;
+        let mut raw = model.raw;
+        let (located, there) = raw.append(&path, false).await.unwrap();
+        let located = located.expect("the short block is gone on with");
+        assert_eq!((there, located.b.num_bytes()), (100_000, 100_000));
+        let mut block = raw.go_on(&located, Stage::PipelineSetupAppend, 100_000).await.unwrap();
+        for piece in bytes[100_000..size].chunks(60_000) {
+            block.write(piece).await.unwrap();
+        }
+        let last = block.end().await.unwrap();
+        let next = raw.add_block(&path, Some(last.clone())).await.unwrap();
+        let mut expected = size;
+        match name {
+            "given up" => {
+                let request = wire::AbandonBlockRequestProto { b: next.b.clone(), src: path.clone(), holder: raw.name.clone(), file_id: None };
+                raw.rpc.call::<wire::AbandonBlockResponseProto>("abandonBlock", &request).await.unwrap();
+                // What was there before cannot be given up.
+                let request = wire::AbandonBlockRequestProto { b: last, src: path.clone(), holder: raw.name.clone(), file_id: None };
+                assert!(raw.rpc.call::<wire::AbandonBlockResponseProto>("abandonBlock", &request).await.is_err());
+            }
+            "written" => {
+                let mut block = RawBlock::open(next).await.unwrap();
+                block.write(&bytes[size..]).await.unwrap();
+                raw.fsync(&path).await.unwrap();
+                expected = size + 500;
+            }
+            _ => {}
+        }
+        drop(raw);
+        eventually("taken away", 30, async || {
+            Raw::connect(&cluster.hadoop_address(), "root").await.recover_lease(&path).await.is_ok_and(|done| done)
+        })
+        .await;
+        completed(&fs, &path).await;
+        assert!(read_all(&fs, &path).await == bytes[..expected], "{name}");
+    }
+    // A block that is ended early, one after it that is given up, and another in its place.
+    let mut raw = Raw::connect(&cluster.hadoop_address(), "root").await;
+    raw.create("/early").await.unwrap();
+    let mut block = RawBlock::open(raw.add_block("/early", None).await.unwrap()).await.unwrap();
+    block.write(&bytes[..60_000]).await.unwrap();
+    let first = block.end().await.unwrap();
+    let gone = raw.add_block("/early", Some(first.clone())).await.unwrap();
+    let request = wire::AbandonBlockRequestProto { b: gone.b, src: "/early".into(), holder: raw.name.clone(), file_id: None };
+    raw.rpc.call::<wire::AbandonBlockResponseProto>("abandonBlock", &request).await.unwrap();
+    let mut block = RawBlock::open(raw.add_block("/early", Some(first)).await.unwrap()).await.unwrap();
+    block.write(&bytes[60_000..90_000]).await.unwrap();
+    let last = block.end().await.unwrap();
+    assert!(raw.complete("/early", Some(last)).await.unwrap());
+    assert!(read_all(&fs, "/early").await == bytes[..90_000]);
+}

@@ -13,8 +13,21 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("forebay-master", &["forebay-common", "forebay-proto", "forebay-ufs", "forebay-hdfs"]),
     ("forebay-worker", &["forebay-common", "forebay-proto", "forebay-ufs", "forebay-hdfs"]),
     ("forebay-client", &["forebay-common", "forebay-proto"]),
+    ("forebay-webhdfs", &["forebay-common", "forebay-proto", "forebay-client", "forebay-hdfs"]),
     ("forebay-fuse", &["forebay-common", "forebay-proto", "forebay-client"]),
-    ("forebay", &["forebay-common", "forebay-proto", "forebay-client", "forebay-fuse", "forebay-master", "forebay-worker", "forebay-bench"]),
+    (
+        "forebay",
+        &[
+            "forebay-common",
+            "forebay-proto",
+            "forebay-client",
+            "forebay-fuse",
+            "forebay-webhdfs",
+            "forebay-master",
+            "forebay-worker",
+            "forebay-bench",
+        ],
+    ),
 ];
 
 #[test]

@@ -62,8 +62,8 @@ impl WorkerHandle {
     }
 }
 
-/// Prepares the tier, takes over its blocks, binds the sockets and reports to the master until `shutdown`.
-pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<WorkerHandle> {
+/// Prepares the tier, takes over its blocks, binds the sockets and reports to the master until `shutdown`. `more`: what its web port serves as well.
+pub async fn start(config: &Config, more: axum::Router, shutdown: CancellationToken) -> Result<WorkerHandle> {
     let worker = config.worker.clone();
     raise_descriptor_limit();
     std::fs::DirBuilder::new()
@@ -119,7 +119,7 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Worke
         tokio::spawn(heartbeat.run(registered_sender, shutdown.clone())),
         tokio::spawn(task::run(core.clone(), incarnation, shutdown.clone())),
         tokio::spawn(scrub::run(core.clone(), shutdown.clone())),
-        tokio::spawn(web::serve(web, shutdown.clone())),
+        tokio::spawn(web::serve(web, more, shutdown.clone())),
     ];
     tasks.extend(front.into_iter().flat_map(|front| front.serve(&core, &shutdown)));
     tracing::info!(worker = %id, %data_addr, socket = %socket_path.display(), "worker is up");

@@ -30,6 +30,10 @@ pub struct MasterConfig {
     pub hadoop_frame_max: ByteSize,
     /// Smallest block size that Hadoop's clients may ask for, as `dfs.namenode.fs-limits.min-block-size` there.
     pub hadoop_min_block_size: ByteSize,
+    /// Racks of machines, as Hadoop's `net.topology.table.file.name`: a machine and its rack a line.
+    pub topology_file: Option<PathBuf>,
+    /// A script that names the racks of the machines it is given, as Hadoop's `net.topology.script.file.name`.
+    pub topology_script: Option<PathBuf>,
     /// Block size of new and newly seen files.
     pub block_size: ByteSize,
     /// Page size: how much a read of a cold file fetches at least.
@@ -71,6 +75,8 @@ impl Default for MasterConfig {
             hadoop_calls_max: 256,
             hadoop_frame_max: ByteSize::mib(4),
             hadoop_min_block_size: ByteSize::mib(1),
+            topology_file: None,
+            topology_script: None,
             block_size: ByteSize::mib(128),
             page_size: ByteSize::mib(1),
             sync_interval_ms: 60_000,

@@ -1,8 +1,9 @@
 //! `Context`: one command at work: the overlay it writes to, the ids it draws, the reply it builds.
 
+use super::quota;
 use crate::namespace::{self, Found, Walk, Who};
 use crate::store::{Cf, Reader, Txn, dentry_key, id_key};
-use forebay_common::{AbsPath, InodeId, Result, err};
+use forebay_common::{AbsPath, Error, InodeId, Result, err};
 use forebay_proto::journal::{Command, Reply};
 use forebay_proto::store::{Counters, Inode, Lease, Link};
 
@@ -14,12 +15,14 @@ pub struct Context<'a, 't> {
     pub counters: Counters,
     pub reply: Reply,
     pub who: Who,
+    /// Why what was written may not stand, found out while it was.
+    refused: Option<Error>,
 }
 
 impl<'a, 't> Context<'a, 't> {
     pub fn new(txn: &'a mut Txn<'t>, command: &'a Command, change: u64, counters: Counters) -> Self {
         let who = Who { user: command.principal.clone(), groups: command.groups.clone(), superuser: command.superuser };
-        Context { txn, command, change, counters, reply: Reply::default(), who }
+        Context { txn, command, change, counters, reply: Reply::default(), who, refused: None }
     }
 
     pub fn finish(self) -> (Reply, Counters) {
@@ -89,9 +92,22 @@ impl<'a, 't> Context<'a, 't> {
         }
     }
 
+    /// What was found to be wrong while the command was at work.
+    pub fn take_refused(&mut self) -> Result<()> {
+        self.refused.take().map_or(Ok(()), Err)
+    }
+
+    /// Charges a change to the quotas above it; one that is exceeded refuses the command.
+    pub fn charge(&mut self, folder: InodeId, names: i64, bytes: i64) {
+        if let Err(e) = quota::charge(self, folder, quota::Use { names, bytes }) {
+            self.refused.get_or_insert(e);
+        }
+    }
+
     /// Writes a new entry with its link.
     pub fn insert(&mut self, parent: InodeId, name: &[u8], inode: &Inode) {
         debug_assert!(inode.id > 0);
+        self.charge(parent, 1, quota::space(inode));
         self.txn.put(Cf::Dentry, &dentry_key(parent, name), inode);
         self.txn.put(Cf::Link, &id_key(inode.id), &Link { parent_id: parent.get(), name: name.to_vec().into() });
         if inode.folder { self.counters.folders += 1 } else { self.counters.files += 1 }
@@ -99,6 +115,17 @@ impl<'a, 't> Context<'a, 't> {
 
     /// Writes the entry of an inode that exists.
     pub fn update(&mut self, parent: InodeId, name: &[u8], inode: &Inode) {
+        if self.counters.quota_folders > 0
+            && let Ok(Some(before)) = self.txn.child(parent, name)
+            && before.id == inode.id
+        {
+            if inode.folder && (before.used_names, before.used_bytes) != (inode.used_names, inode.used_bytes) {
+                // Read before something below it was charged.
+                let current = Inode { used_names: before.used_names, used_bytes: before.used_bytes, ..inode.clone() };
+                return self.txn.put(Cf::Dentry, &dentry_key(parent, name), &current);
+            }
+            self.charge(parent, 0, quota::space(inode).saturating_sub(quota::space(&before)));
+        }
         self.txn.put(Cf::Dentry, &dentry_key(parent, name), inode);
     }
 

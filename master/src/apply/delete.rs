@@ -1,7 +1,7 @@
 //! Removal, here at once and in the under store by a pending record that sync and reads respect meanwhile.
 
 use super::context::Context;
-use super::{block, persist, reopen, replication, replies, ttl};
+use super::{block, persist, quota, reopen, replication, replies, ttl};
 use crate::namespace::{self, Found, Walk};
 use crate::store::{Cf, Reader, dentry_key, id_key};
 use forebay_common::{AbsPath, ErrorKind, InodeId, Result, err};
@@ -23,6 +23,7 @@ pub fn delete(c: &mut Context<'_, '_>, op: &Delete) -> Result<()> {
     c.check_writable(&walk, &path)?;
     let above = &walk.chain[walk.chain.len() - 2];
     namespace::check_folder_of(&c.who, &above.inode, &path)?;
+    namespace::check_sticky(&c.who, &above.inode, &found.inode, &path)?;
     check_nothing_open(c, &found, &path)?;
     if found.inode.folder {
         check_no_mount_below(c, &path)?;
@@ -94,7 +95,17 @@ pub fn finish_pending(c: &mut Context<'_, '_>, op: &FinishPending) -> Result<()>
 }
 
 /// Removes an entry that has no children; its lease and blocks go with it.
-pub fn remove_entry(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], mut inode: Inode) {
+pub fn remove_entry(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], inode: Inode) {
+    let bytes = quota::space(&inode);
+    take_away(c, parent, name, inode);
+    c.charge(parent, -1, -bytes);
+}
+
+/// The same, charged to no quota.
+fn take_away(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], mut inode: Inode) {
+    if inode.quota_names > 0 || inode.quota_bytes > 0 {
+        c.counters.quota_folders = c.counters.quota_folders.saturating_sub(1);
+    }
     block::free_all(c, &mut inode);
     if inode.lease_id > 0 {
         if let Ok(Some(lease)) = c.txn.lease(inode.lease_id) {
@@ -120,7 +131,8 @@ pub fn remove_entry(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], mut i
 /// Removes an entry and all below it. Errors: `LimitExceeded` above `RECURSION_MAX_ENTRIES`.
 pub fn remove_tree(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], inode: Inode) -> Result<()> {
     let mut folders = if inode.folder { vec![InodeId(inode.id)] } else { Vec::new() };
-    remove_entry(c, parent, name, inode);
+    let mut bytes = quota::space(&inode);
+    take_away(c, parent, name, inode);
     let mut removed = 1;
     while let Some(folder) = folders.pop() {
         let children = c.txn.children(folder, None, RECURSION_MAX_ENTRIES + 1)?;
@@ -133,9 +145,11 @@ pub fn remove_tree(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], inode:
             if child.folder {
                 folders.push(InodeId(child.id));
             }
-            remove_entry(c, folder, &name, child);
+            bytes = bytes.saturating_add(quota::space(&child));
+            take_away(c, folder, &name, child);
         }
     }
+    c.charge(parent, -i64::try_from(removed).unwrap_or(i64::MAX), -bytes);
     Ok(())
 }
 

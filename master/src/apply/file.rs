@@ -1,8 +1,8 @@
 //! Files under construction: create, add blocks, complete, abandon, renew the lease.
 
 use super::context::Context;
-use super::{block, delete, folder, persist, reopen, replication};
-use crate::namespace::{self, WRITE, block_ids, blocks_for, layout};
+use super::{block, delete, folder, persist, quota, reopen, replication};
+use crate::namespace::{self, WRITE, acl, block_ids, blocks_for, layout};
 use crate::store::{Cf, Reader, id_key, leaving_key};
 use forebay_common::layout::shorter_than;
 use forebay_common::limits::{BLOCK_SIZE_MIN_BYTES, BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX, BLOCKS_PER_FILE_MAX};
@@ -59,6 +59,7 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
         persist::check_arrived(&*c.txn, &path)?;
     }
     let mut inode = c.new_inode(&parent.inode, false, op.mode);
+    acl::inherit(&parent.inode, &mut inode, if op.unmasked_mode > 0 { op.unmasked_mode } else { op.mode })?;
     inode.block_size_bytes = op.block_size_bytes;
     inode.page_size_bytes = op.page_size_bytes;
     inode.to_ufs = op.to_ufs;
@@ -71,6 +72,9 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     let lease = Lease { file_id: inode.id, ttl_ms: op.lease_ttl_ms, worker_id: op.worker_id, holder: op.holder.clone(), ..Lease::default() };
     inode.lease_id = c.grant_lease(lease);
     let count = u64::from(op.block_count).min(BLOCKS_PER_ALLOCATION_MAX);
+    if count > 0 {
+        quota::check_block(c, parent.id(), &inode)?;
+    }
     let first = block::allocate(c, InodeId(inode.id), count)?;
     block::append_run(&mut inode, first, count);
     c.insert(parent.id(), &name, &inode);
@@ -97,6 +101,11 @@ pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
         return Err(err!(LimitExceeded, "a file has at most {BLOCKS_PER_FILE_MAX} blocks: write it with larger ones").with_retryable(false));
     }
     let before = block_ids(&inode).count() as u64;
+    if op.previous_block > 0 && block_ids(&inode).last().map(|b| b.get()) != Some(op.previous_block) {
+        return Err(err!(InvalidArgument, "block {} is not the last one of file {}", op.previous_block, op.file_id));
+    }
+    // Said again after a block was given up. A client that goes on in a new block does not say it: it was written down then.
+    forget_short(&mut inode, if op.previous_length > 0 { before.saturating_sub(1) } else { before });
     if op.previous_length > 0 && op.previous_length < inode.block_size_bytes && before > 0 {
         inode.short_blocks.extend([before - 1, op.previous_length]);
         reopen::check_short(&inode)?;
@@ -105,6 +114,7 @@ pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
     if !lease.holder.is_empty() {
         inode.length = layout(&inode).offset(before);
     }
+    quota::check_block(c, InodeId(link.parent_id), &inode)?;
     let first = block::allocate(c, InodeId(inode.id), count)?;
     block::append_run(&mut inode, first, count);
     c.update(InodeId(link.parent_id), &link.name, &inode);
@@ -120,9 +130,18 @@ pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
     Ok(())
 }
 
+/// What is known of the lengths of blocks from number `from` on is forgotten.
+fn forget_short(inode: &mut Inode, from: u64) {
+    let known = inode.short_blocks.chunks_exact(2).take_while(|pair| pair[0] < from).count();
+    inode.short_blocks.truncate(known * 2);
+}
+
 pub fn abandon_block(c: &mut Context<'_, '_>, op: &AbandonBlock) -> Result<()> {
-    let (link, mut inode, _) = leased(c, op.file_id, op.lease_id)?;
+    let (link, mut inode, lease) = leased(c, op.file_id, op.lease_id)?;
     c.reply.file_id = inode.id;
+    if lease.rewritten_as == op.block_id {
+        return Err(err!(InvalidArgument, "block {} holds what was in file {} before: it cannot be given up", op.block_id, op.file_id));
+    }
     // Asked for again, or never there: it is not in the file, and that was wanted.
     if block_ids(&inode).all(|block| block.get() != op.block_id) {
         return Ok(());
@@ -138,6 +157,8 @@ pub fn abandon_block(c: &mut Context<'_, '_>, op: &AbandonBlock) -> Result<()> {
         inode.block_runs.truncate(runs);
     }
     block::free_last(c, InodeId(inode.id), first, left);
+    let count = block_ids(&inode).count() as u64;
+    forget_short(&mut inode, count);
     c.update(InodeId(link.parent_id), &link.name, &inode);
     Ok(())
 }

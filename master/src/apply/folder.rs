@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::delete;
-use crate::namespace::{self, Found, Walk};
+use crate::namespace::{self, Found, Walk, acl};
 use crate::store::Reader;
 use forebay_common::{AbsPath, InodeId, Result, err};
 use forebay_proto::journal::Mkdir;
@@ -46,7 +46,9 @@ pub fn mkdir(c: &mut Context<'_, '_>, op: &Mkdir) -> Result<()> {
         );
     }
     let mut inode = made.inode.clone();
-    inode.mode = op.mode;
+    (inode.mode, inode.acl) = (op.mode, Vec::new());
+    let above = c.txn.inode_or_root(made.parent)?.ok_or_else(|| err!(NotFound, "the folder is gone"))?;
+    acl::inherit(&above, &mut inode, if op.unmasked_mode > 0 { op.unmasked_mode } else { op.mode })?;
     c.update(made.parent, &made.name, &inode);
     c.reply.file_id = inode.id;
     Ok(())
@@ -72,6 +74,7 @@ pub fn make_missing(c: &mut Context<'_, '_>, walk: &Walk, count: usize, persiste
         let path = forebay_common::AbsPath::root().join(name)?;
         c.check_no_tombstone(above.id(), name, &path)?;
         let mut inode = c.new_inode(&above.inode, true, 0o755);
+        acl::inherit(&above.inode, &mut inode, 0o777)?;
         inode.persisted = persisted;
         // Nothing of this name was in the under store, so nothing is below it that is not known here.
         inode.children_known = true;

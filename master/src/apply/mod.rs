@@ -14,6 +14,7 @@ mod jobs;
 mod mounts;
 mod path_config;
 mod persist;
+mod quota;
 mod rename;
 mod reopen;
 mod replication;
@@ -22,6 +23,7 @@ mod sync;
 mod ttl;
 mod workers;
 
+pub use attributes::check_x_attr;
 pub use file::FIRST_STAMP;
 pub use jobs::RUNNING;
 pub use persist::check_arrived;
@@ -75,7 +77,7 @@ pub fn apply_entry(store: &Store, commands: &[Command], applied: &mut AppliedRec
             Some(reply) => reply,
             None => {
                 let mut context = Context::new(&mut txn, command, applied.changes, counters);
-                let done = dispatch(&mut context);
+                let done = dispatch(&mut context).and_then(|()| context.take_refused());
                 // What the store could not read says nothing of the command: the entry fails, and is applied again later.
                 if let Some(e) = context.txn.failure() {
                     return Err(e);
@@ -132,6 +134,9 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         Some(Op::AbandonBlock(op)) => file::abandon_block(c, op),
         Some(Op::Reopen(op)) => reopen::reopen(c, op),
         Some(Op::Concat(op)) => reopen::concat(c, op),
+        Some(Op::SetAcl(op)) => attributes::set_acl(c, op),
+        Some(Op::SetQuota(op)) => quota::set(c, op),
+        Some(Op::SetXAttr(op)) => attributes::set_x_attr(c, op),
         Some(Op::SetPipeline(op)) => file::set_pipeline(c, op),
         Some(Op::NoteFlushed(op)) => file::note_flushed(c, op),
         Some(Op::Complete(op)) => file::complete(c, op),

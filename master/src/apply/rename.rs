@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::delete::{add_pending, check_no_mount_below, check_nothing_open, mount_of, remove_entry};
-use super::folder;
+use super::{folder, quota};
 use crate::namespace;
 use crate::store::{Cf, Reader, dentry_key, id_key};
 use forebay_common::{Result, err};
@@ -43,6 +43,7 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
     }
     namespace::check_folder_of(&c.who, &above.inode, &source)?;
     namespace::check_folder_of(&c.who, &below.inode, &target)?;
+    namespace::check_sticky(&c.who, &above.inode, &found.inode, &source)?;
     // What was in the store under the target's name stays there when a file of the cache alone takes the name.
     let mut shadows = false;
     if to.is_complete() {
@@ -59,6 +60,7 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
         if old.inode.mount_id > 0 {
             return Err(err!(InvalidArgument, "{target} is a mount"));
         }
+        namespace::check_sticky(&c.who, &below.inode, &old.inode, &target)?;
         check_nothing_open(c, &old, &target)?;
         shadows = !found.inode.persisted && (old.inode.persisted || old.inode.shadows);
         remove_entry(c, old.parent, &old.name, old.inode);
@@ -68,6 +70,12 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
     inode.changed_index = c.change;
     inode.shadows = shadows;
     let persisted = inode.persisted;
+    if c.counters.quota_folders > 0 {
+        // First where it goes away: within one quota nothing changes.
+        let moved = quota::below(c, &inode)?;
+        c.charge(found.parent, -moved.names, -moved.bytes);
+        c.charge(below.id(), moved.names, moved.bytes);
+    }
     c.txn.delete(Cf::Dentry, &dentry_key(found.parent, &found.name));
     c.txn.put(Cf::Dentry, &dentry_key(below.id(), &name), &inode);
     c.txn.put(Cf::Link, &id_key(inode.id), &Link { parent_id: below.id().get(), name: name.clone().into() });

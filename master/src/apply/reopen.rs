@@ -13,9 +13,9 @@ use forebay_common::{AbsPath, InodeId, Result, err};
 use forebay_proto::journal::{Concat, Reopen};
 use forebay_proto::store::{Inode, Lease, Pending};
 
-/// Errors: `Expired` when a file was changed since it was looked at.
-fn same_version(path: &AbsPath, inode: &Inode, content_version: u64) -> Result<()> {
-    if inode.content_version == content_version {
+/// Errors: `Busy` when anything of a file was changed since it was looked at: also when it got to its under store, for what is to be held depends on that.
+fn same(path: &AbsPath, inode: &Inode, changed_index: u64) -> Result<()> {
+    if inode.changed_index == changed_index {
         return Ok(());
     }
     Err(err!(Busy, "{path} was changed a moment ago: try again"))
@@ -43,7 +43,7 @@ pub fn reopen(c: &mut Context<'_, '_>, op: &Reopen) -> Result<()> {
     if !inode.completed || inode.lease_id > 0 {
         return Err(err!(Busy, "{path} is being written by somebody else, or is on its way to its under store"));
     }
-    same_version(&path, &inode, op.content_version)?;
+    same(&path, &inode, op.changed_index)?;
     if op.length > inode.length {
         return Err(err!(InvalidArgument, "{path} has {} bytes, and {} are to stay", inode.length, op.length));
     }
@@ -69,6 +69,7 @@ pub fn reopen(c: &mut Context<'_, '_>, op: &Reopen) -> Result<()> {
     if rewritten.is_some() {
         let new = block::allocate(c, InodeId(inode.id), 1)?;
         block::append_run(&mut inode, new, 1);
+        lease.rewritten_as = new;
         c.reply.block_ids = vec![new];
     }
     inode.short_blocks.truncate(inode.short_blocks.chunks_exact(2).take_while(|pair| pair[0] < index).count() * 2);
@@ -77,6 +78,7 @@ pub fn reopen(c: &mut Context<'_, '_>, op: &Reopen) -> Result<()> {
     if index > 0 && last < inode.block_size_bytes && inode.short_blocks.chunks_exact(2).all(|pair| pair[0] + 1 != index) {
         inode.short_blocks.extend([index - 1, last]);
     }
+    check_short(&inode)?;
     inode.length = op.length;
     inode.completed = false;
     (inode.to_ufs, inode.asynchronous, inode.cached) = (op.to_ufs, op.to_ufs, true);
@@ -98,24 +100,26 @@ pub fn concat(c: &mut Context<'_, '_>, op: &Concat) -> Result<()> {
     if !inode.completed || inode.lease_id > 0 {
         return Err(err!(Busy, "{path} is being written, or is on its way to its under store"));
     }
-    if op.sources.len() != op.versions.len() {
-        return Err(err!(InvalidArgument, "a version for each source"));
+    if op.sources.len() != op.changed_indexes.len() {
+        return Err(err!(InvalidArgument, "one index for each source"));
     }
-    same_version(&path, &inode, op.content_version)?;
+    same(&path, &inode, op.changed_index)?;
     take_back(c, &mut inode);
     let mut lengths: Vec<u64> = layout(&inode).spans().map(|(_, length)| length).collect();
-    for (raw, version) in op.sources.iter().zip(&op.versions) {
+    for (raw, changed_index) in op.sources.iter().zip(&op.changed_indexes) {
         let (source, from) = c.walk(raw)?;
         let old = from.found(&source)?.clone();
         namespace::check(&c.who, &old.inode, READ, &source)?;
-        namespace::check_folder_of(&c.who, &from.chain[from.chain.len() - 2].inode, &source)?;
+        let above = &from.chain[from.chain.len() - 2].inode;
+        namespace::check_folder_of(&c.who, above, &source)?;
+        namespace::check_sticky(&c.who, above, &old.inode, &source)?;
         if old.inode.folder || old.inode.length == 0 || old.inode.id == inode.id {
             return Err(err!(InvalidArgument, "{source} is empty, a folder, or the target itself"));
         }
         if !old.inode.completed || old.inode.lease_id > 0 {
             return Err(err!(Busy, "{source} is being written, or is on its way to its under store"));
         }
-        same_version(&source, &old.inode, *version)?;
+        same(&source, &old.inode, *changed_index)?;
         if old.parent != found.parent || delete::mount_of(&from) != delete::mount_of(&walk) {
             return Err(err!(InvalidArgument, "{source} is not in the folder of {path}"));
         }
@@ -137,6 +141,8 @@ pub fn concat(c: &mut Context<'_, '_>, op: &Concat) -> Result<()> {
                 source_key: from.ufs_key(&source).into(),
                 source_parent_id: old.parent.get(),
                 source_name: old.name.clone().into(),
+                // Until then its bytes are what the store has of them.
+                after_inode: inode.id,
                 ..Pending::default()
             };
             delete::add_pending(c, pending);

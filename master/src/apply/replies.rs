@@ -74,6 +74,9 @@ fn number_of(op: Option<&Op>) -> u32 {
         Some(Op::NoteFlushed(_)) => 35,
         Some(Op::Reopen(_)) => 36,
         Some(Op::Concat(_)) => 37,
+        Some(Op::SetAcl(_)) => 38,
+        Some(Op::SetXAttr(_)) => 39,
+        Some(Op::SetQuota(_)) => 40,
     }
 }
 

@@ -203,7 +203,7 @@ fn bytes(p: &str) -> bytes::Bytes {
 fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
     let reply = match step {
         Step::Mkdir(p, recursive) => {
-            machine.one(Op::Mkdir(Mkdir { path: bytes(p), recursive: *recursive, exist_ok: false, mode: 0o755, later: false }))
+            machine.one(Op::Mkdir(Mkdir { path: bytes(p), recursive: *recursive, exist_ok: false, mode: 0o755, ..Mkdir::default() }))
         }
         Step::Delete(p, recursive) => machine.one(Op::Delete(Delete { path: bytes(p), recursive: *recursive })),
         Step::Rename(a, b, overwrite) => machine.one(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *overwrite })),
@@ -276,7 +276,7 @@ proptest! {
     fn is_pure(steps in proptest::collection::vec(step(), 1..40), cuts in proptest::collection::vec(1usize..5, 40)) {
         let (mut one, mut many) = (Machine::new(), Machine::new());
         let commands: Vec<Command> = steps.iter().filter_map(|s| match s {
-            Step::Mkdir(p, r) => Some(Op::Mkdir(Mkdir { path: bytes(p), recursive: *r, exist_ok: true, mode: 0o755, later: false })),
+            Step::Mkdir(p, r) => Some(Op::Mkdir(Mkdir { path: bytes(p), recursive: *r, exist_ok: true, mode: 0o755, ..Mkdir::default() })),
             Step::Delete(p, r) => Some(Op::Delete(Delete { path: bytes(p), recursive: *r })),
             Step::Rename(a, b, o) => Some(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *o })),
             Step::Write(..) => None,

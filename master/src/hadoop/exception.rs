@@ -4,6 +4,9 @@ use forebay_common::{Error, ErrorKind};
 use forebay_hdfs::exception::class_of;
 use forebay_hdfs::ipc::Severity;
 
+const NS_QUOTA_EXCEEDED: &str = "org.apache.hadoop.hdfs.protocol.NSQuotaExceededException";
+const DS_QUOTA_EXCEEDED: &str = "org.apache.hadoop.hdfs.protocol.DSQuotaExceededException";
+
 /// A class, a text, and how bad it is.
 #[derive(Clone, Debug)]
 pub struct Thrown {
@@ -55,6 +58,13 @@ impl Thrown {
 
 impl From<Error> for Thrown {
     fn from(e: Error) -> Thrown {
+        // The one kind that apply refuses with is of two classes there.
+        if e.kind() == ErrorKind::NoSpace && e.message().starts_with("The NameSpace quota") {
+            return Thrown::new(NS_QUOTA_EXCEEDED, e.kind(), e.message());
+        }
+        if e.kind() == ErrorKind::NoSpace && e.message().starts_with("The DiskSpace quota") {
+            return Thrown::new(DS_QUOTA_EXCEEDED, e.kind(), e.message());
+        }
         Thrown::new(class_of(e.kind()), e.kind(), e.message())
     }
 }

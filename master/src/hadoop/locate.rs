@@ -1,12 +1,13 @@
 //! Where blocks are, as a caller should see it: the one place that builds located blocks.
 //!
 //! `Policy` decides the order of a block's workers for a caller; it is the part that another surrounding (Kubernetes) replaces. Here: the
-//! caller's own machine first, then the rest, the fullest copy first. A block that nobody has names the workers that should fetch it.
+//! caller's own machine first, then its rack, then the nearest racks, the fullest copy first. A block that nobody has names the workers that should fetch it.
 //! Each located block carries a token for exactly that block on exactly those workers.
 
 use super::Hadoop;
 use super::asker::Asker;
 use super::exception::Thrown;
+use super::recovery;
 use crate::core::Core;
 use crate::mount::{self, Resolved};
 use crate::namespace::{self, READ, block_ids};
@@ -32,9 +33,6 @@ const FETCHERS: usize = 2;
 const LOCATIONS_MAX: usize = 8;
 /// Located blocks of one answer.
 const BLOCKS_PER_ANSWER: usize = 20_000;
-/// Where everybody is whose rack is not known.
-const DEFAULT_RACK: &str = "/default-rack";
-
 /// A worker that has a block, or should fetch it.
 pub struct Candidate<'a> {
     pub worker: &'a WorkerView,
@@ -46,17 +44,31 @@ pub struct Candidate<'a> {
 
 /// Who is offered first.
 pub trait Policy: Send + Sync {
-    /// Sorts the workers of one block for a caller at `ip`, the best first.
-    fn sort(&self, ip: IpAddr, candidates: &mut [Candidate<'_>]);
+    /// Sorts the workers of one block for a caller at `ip` on a rack, the best first.
+    fn sort(&self, ip: IpAddr, rack: &str, candidates: &mut [Candidate<'_>]);
 }
 
-/// The caller's machine, then the fullest.
+/// The caller's machine, then those nearest to it, then the fullest.
 pub struct ByAddress;
 
 impl Policy for ByAddress {
-    fn sort(&self, ip: IpAddr, candidates: &mut [Candidate<'_>]) {
-        candidates.sort_by_key(|c| (!is_at(c.worker, ip), std::cmp::Reverse(c.cached_bytes)));
+    fn sort(&self, ip: IpAddr, rack: &str, candidates: &mut [Candidate<'_>]) {
+        candidates.sort_by_key(|c| (!is_at(c.worker, ip), distance(rack, &c.worker.rack), std::cmp::Reverse(c.cached_bytes)));
     }
+}
+
+/// Levels of two racks that are not the same, as Hadoop's `NetworkTopology` counts them.
+pub fn distance(a: &str, b: &str) -> usize {
+    let names = |rack: &'_ str| rack.split('/').filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let (a, b) = (names(a), names(b));
+    let common = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+    a.len() + b.len() - 2 * common
+}
+
+/// The rack of whoever calls from an address.
+fn rack_of(core: &Core, live: &[WorkerView], ip: IpAddr) -> String {
+    let beside = live.iter().find(|w| is_at(w, ip)).map(|w| w.rack.clone());
+    beside.unwrap_or_else(|| core.soft.workers.racks.of(&[&ip.to_string()]))
 }
 
 /// Whether a worker is on the machine that a call came from.
@@ -85,7 +97,7 @@ pub fn datanode(worker: &WorkerView, tiers: &[TierUsage]) -> wire::DatanodeInfoP
         remaining: Some(capacity.saturating_sub(used)),
         block_pool_used: Some(used),
         last_update: Some(clock::now_ms()),
-        location: Some(DEFAULT_RACK.to_owned()),
+        location: Some(worker.rack.clone()),
         admin_state: Some(if worker.leaving { AdminState::DecommissionInprogress } else { AdminState::Normal } as i32),
         num_blocks: Some(u32::try_from(tiers.iter().map(|t| t.blocks).sum::<u64>()).unwrap_or(u32::MAX)),
         ..wire::DatanodeInfoProto::default()
@@ -187,7 +199,7 @@ impl Asked<'_> {
                 }
             }
         }
-        ByAddress.sort(self.asker.ip, &mut candidates);
+        ByAddress.sort(self.asker.ip, &rack_of(self.core, live, self.asker.ip), &mut candidates);
         candidates.truncate(LOCATIONS_MAX);
         let at: Vec<(&WorkerView, bool)> = candidates.iter().map(|c| (c.worker, c.in_memory)).collect();
         let workers: Vec<WorkerId> = at.iter().map(|(w, _)| w.id).collect();
@@ -267,7 +279,7 @@ fn is_written_to(lease: &Lease, worker: WorkerId) -> bool {
 /// What there is of a file that a Hadoop client is writing: with the length of its ended blocks, and the one that is open with where it begins.
 fn so_far(h: &Hadoop, inode: &Inode, lease: &Lease) -> (Inode, Option<(u64, BlockId)>) {
     let blocks: Vec<BlockId> = block_ids(inode).collect();
-    let Some((last, before)) = blocks.split_last() else { return (inode.clone(), None) };
+    let Some((last, before)) = blocks.split_last().filter(|_| recovery::has_open_block(inode)) else { return (inode.clone(), None) };
     let before = namespace::layout(inode).offset(before.len() as u64);
     let ended = h.core.soft.blocks.holders(*last).iter().find(|held| is_written_to(lease, held.worker)).map(|held| held.cached_bytes);
     match ended {

@@ -12,6 +12,7 @@ use forebay_common::{AbsPath, ErrorKind, InodeId, Result};
 use forebay_hdfs::hadoop::hdfs as wire;
 use forebay_proto::store::Inode;
 use forebay_proto::{DeleteRequest, MkdirRequest, RenameRequest};
+use prost::Message;
 use tokio::sync::mpsc;
 
 type Answer<T> = Result<T, Thrown>;
@@ -76,6 +77,50 @@ pub async fn get_listing(h: &Hadoop, a: &Asker, r: wire::GetListingRequestProto)
     Ok(wire::GetListingResponseProto { dir_list: Some(listing) })
 }
 
+/// Folders of one call.
+const BATCHED_PATHS: usize = 100;
+
+/// Several folders in one answer; where it ends, the client asks again from there.
+pub async fn get_batched_listing(h: &Hadoop, a: &Asker, r: wire::GetBatchedListingRequestProto) -> Answer<wire::GetBatchedListingResponseProto> {
+    if r.paths.len() > BATCHED_PATHS {
+        return Err(Thrown::io(format!("{} paths in one batched listing: {BATCHED_PATHS} are allowed", r.paths.len())));
+    }
+    let from = match r.start_after.is_empty() {
+        true => wire::BatchedListingKeyProto::default(),
+        false => wire::BatchedListingKeyProto::decode(r.start_after.clone()).map_err(|e| Thrown::io(format!("not where a listing ended: {e}")))?,
+    };
+    let (mut listings, mut entries, mut after) = (Vec::new(), 0, from.start_after.clone());
+    for (index, src) in r.paths.iter().enumerate().skip(from.path_index as usize) {
+        let request = wire::GetListingRequestProto { src: src.clone(), start_after: after.clone(), need_location: r.need_location };
+        let listed = match get_listing(h, a, request).await {
+            Ok(listed) => listed.dir_list.ok_or_else(|| Thrown::not_found(format!("File {src} does not exist"))),
+            Err(e) => Err(e),
+        };
+        let parent_idx = u32::try_from(index).unwrap_or(u32::MAX);
+        let listed = match listed {
+            Ok(listed) => listed,
+            // Of this folder alone.
+            Err(e) => {
+                let exception = Some(wire::RemoteExceptionProto { class_name: e.class.to_owned(), message: Some(e.message) });
+                listings.push(wire::BatchedDirectoryListingProto { partial_listing: Vec::new(), parent_idx, exception });
+                after = bytes::Bytes::new();
+                continue;
+            }
+        };
+        entries += listed.partial_listing.len();
+        let last = listed.partial_listing.last().map(|entry| entry.path.clone()).unwrap_or_default();
+        let more_here = listed.remaining_entries > 0;
+        listings.push(wire::BatchedDirectoryListingProto { partial_listing: listed.partial_listing, parent_idx, exception: None });
+        if more_here || (entries >= LISTING_ENTRIES && index + 1 < r.paths.len()) {
+            let (path_index, start_after) = if more_here { (parent_idx, last) } else { (parent_idx + 1, bytes::Bytes::new()) };
+            let key = wire::BatchedListingKeyProto { checksum: bytes::Bytes::new(), path_index, start_after };
+            return Ok(wire::GetBatchedListingResponseProto { listings, has_more: true, start_after: key.encode_to_vec().into() });
+        }
+        after = bytes::Bytes::new();
+    }
+    Ok(wire::GetBatchedListingResponseProto { listings, has_more: false, start_after: bytes::Bytes::new() })
+}
+
 /// Entries that wait to be added up.
 const SUM_QUEUE: usize = 1_024;
 
@@ -86,13 +131,16 @@ struct Sums {
     files: u64,
     folders: u64,
     space: u64,
+    quota_names: u64,
+    quota_bytes: u64,
 }
 
 /// Adds up a tree, in step with its under store. Errors: a folder that the caller may not list.
 async fn sums_of(h: &Hadoop, a: &Asker, src: &str) -> Answer<Sums> {
     let (path, resolved) = h.find(a, src).await?;
     let top = resolved.found(&path)?.inode.clone();
-    let mut sums = Sums::default();
+    let given = |quota: u64| if quota > 0 { quota } else { NO_QUOTA };
+    let mut sums = Sums { quota_names: given(top.quota_names), quota_bytes: given(top.quota_bytes), ..Sums::default() };
     let mut add = |inode: &Inode| {
         if inode.folder {
             sums.folders += 1;
@@ -125,9 +173,9 @@ pub async fn get_content_summary(h: &Hadoop, a: &Asker, r: wire::GetContentSumma
         length: sums.length,
         file_count: sums.files,
         directory_count: sums.folders,
-        quota: NO_QUOTA,
+        quota: sums.quota_names,
         space_consumed: sums.space,
-        space_quota: NO_QUOTA,
+        space_quota: sums.quota_bytes,
         snapshot_length: Some(0),
         snapshot_file_count: Some(0),
         snapshot_directory_count: Some(0),
@@ -142,9 +190,9 @@ pub async fn get_quota_usage(h: &Hadoop, a: &Asker, r: wire::GetQuotaUsageReques
     let sums = sums_of(h, a, &r.path).await?;
     let usage = wire::QuotaUsageProto {
         file_and_directory_count: sums.files + sums.folders,
-        quota: NO_QUOTA,
+        quota: sums.quota_names,
         space_consumed: sums.space,
-        space_quota: NO_QUOTA,
+        space_quota: sums.quota_bytes,
         type_quota_infos: None,
     };
     Ok(wire::GetQuotaUsageResponseProto { usage })
@@ -164,6 +212,7 @@ pub async fn mkdirs(h: &Hadoop, a: &Asker, r: wire::MkdirsRequestProto) -> Answe
         recursive: r.create_parent,
         exist_ok: true,
         mode: r.masked.perm & 0o1777,
+        unmasked_mode: r.unmasked.as_ref().map_or(0, |unmasked| unmasked.perm & 0o1777),
     };
     h.fs.mkdir_inner(request).await?;
     Ok(wire::MkdirsResponseProto { result: true })

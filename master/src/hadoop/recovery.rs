@@ -152,30 +152,31 @@ pub async fn recover(core: &Core, lease: &Lease, expired_only: bool) -> Result<(
     let Some((_, inode)) = found else { return Ok(()) };
     let given_up = lease.expires_at_ms + GIVEN_UP_AFTER_MS < clock::now_ms();
     let blocks: Vec<BlockId> = block_ids(&inode).collect();
-    let mut length = namespace::layout(&inode).offset(blocks.len().saturating_sub(1) as u64);
     let mut lost = String::new();
-    if let Some((last, before)) = blocks.split_last() {
-        // Blocks before the last were ended by their writer.
-        for (i, block) in before.iter().enumerate() {
-            let sized = Inode { length: u64::MAX, ..inode.clone() };
-            let (offset, wanted) = namespace::layout(&sized).span(i as u64);
-            if source::whole_on(core, &core.soft.workers.present(), *block, wanted).is_empty() {
-                lost = format!("block {block}, which was ended, is on no worker that is there");
-                length = offset;
-                break;
-            }
+    // Blocks before the last were ended by their writer; the last one too, where the one after it was given up, or none was begun.
+    let ended = if has_open_block(&inode) { blocks.len() - 1 } else { blocks.len() };
+    let (before, open) = blocks.split_at(ended);
+    let mut length = namespace::layout(&inode).offset(ended as u64);
+    for (i, block) in before.iter().enumerate() {
+        let sized = Inode { length: u64::MAX, ..inode.clone() };
+        let (offset, wanted) = namespace::layout(&sized).span(i as u64);
+        if source::whole_on(core, &core.soft.workers.present(), *block, wanted).is_empty() {
+            lost = format!("block {block}, which was ended, is on no worker that is there");
+            length = offset;
+            break;
         }
-        if lost.is_empty() {
-            match last_block(core, &inode, lease, *last).await {
-                Ok(bytes) => {
-                    let flushed = if lease.flushed_block == last.get() { lease.flushed_length.max(1) } else { 0 };
-                    if bytes < flushed.max(lease.rewritten_length) {
-                        lost = format!("{bytes} bytes of its last block {last} are there, and {flushed} at least were flushed");
-                    }
-                    length += bytes;
+    }
+    if let (true, Some(last)) = (lost.is_empty(), open.first()) {
+        match last_block(core, &inode, lease, *last).await {
+            Ok(bytes) => {
+                let flushed = if lease.flushed_block == last.get() { lease.flushed_length.max(1) } else { 0 };
+                let kept = if lease.rewritten_as == last.get() { lease.rewritten_length } else { 0 };
+                if bytes < flushed.max(kept) {
+                    lost = format!("{bytes} bytes of its last block {last} are there, and {flushed} at least were flushed");
                 }
-                Err(e) => lost = format!("a worker that its last block was written to cannot be asked: {}", e.message()),
+                length += bytes;
             }
+            Err(e) => lost = format!("a worker that its last block was written to cannot be asked: {}", e.message()),
         }
     }
     let path: Option<AbsPath> = core.store.view().path_of(InodeId(inode.id)).ok();
@@ -205,6 +206,12 @@ pub async fn recover(core: &Core, lease: &Lease, expired_only: bool) -> Result<(
     }
 }
 
+/// Whether the last block of a file under construction may be open: its length does not count it yet.
+pub fn has_open_block(inode: &Inode) -> bool {
+    let count = block_ids(inode).count() as u64;
+    count > 0 && namespace::layout(inode).offset(count) != inode.length
+}
+
 /// Ends the last block of a file on the workers that have it; how many bytes it has then, the same on all that keep it.
 ///
 /// Errors: of those of its pipeline none that answers has it, and one does not answer.
@@ -216,9 +223,9 @@ async fn last_block(core: &Core, inode: &Inode, lease: &Lease, last: BlockId) ->
             Err(e) => silent = Some(e),
         }
     }
-    if length == 0 && lease.rewritten_block > 0 {
+    if length == 0 && silent.is_none() && lease.rewritten_as == last.get() {
         // It was never begun: what stays of the block that it replaces.
-        return rewrite(core, inode, lease, true).await.map(|()| lease.rewritten_length);
+        return rewrite(core, inode, lease, true).await;
     }
     match silent {
         Some(e) if length == 0 => Err(e),
@@ -240,10 +247,11 @@ async fn seal(core: &Core, worker: WorkerId, block: BlockId, generation_stamp: u
     Ok(sealed.bytes)
 }
 
-/// Has the last block of a file made of the one that it replaces: whole with `seal`, else for its writer to go on with.
-pub async fn rewrite(core: &Core, inode: &Inode, lease: &Lease, seal: bool) -> Result<()> {
+/// Has the block of a file made that replaces another one: whole with `seal`, else for its writer to go on with. Returns its length, which is more where it was
+/// begun before.
+pub async fn rewrite(core: &Core, inode: &Inode, lease: &Lease, seal: bool) -> Result<u64> {
     let old = BlockId(lease.rewritten_block);
-    let new = block_ids(inode).last().ok_or_else(|| err!(Internal, "file {} has no block", inode.id))?;
+    let new = BlockId(lease.rewritten_as);
     let live = core.soft.workers.live();
     let whole = source::whole_on(core, &live, old, lease.rewritten_length);
     let holder = whole.first().and_then(|id| live.iter().find(|w| w.id == *id));
@@ -271,5 +279,5 @@ pub async fn rewrite(core: &Core, inode: &Inode, lease: &Lease, seal: bool) -> R
     if seal {
         core.soft.blocks.report(maker.id, new, made.bytes, "MEM");
     }
-    Ok(())
+    Ok(made.bytes)
 }

@@ -2,7 +2,7 @@
 //!
 //! What is changed is in no under store any more until it was written out again, so every block that stays is first kept whole in the cache, as the only copy
 //! of its bytes (`hold`); then the change is journaled. A block never changes: the last, short one of a file that is appended to, and the one that a cut lies
-//! in, are replaced by new ones that begin with the same bytes; the old one stays until the file is completed. Where a file has blocks that are shorter than
+//! in, are replaced by new ones that begin with the same bytes; the old one stays until the file is completed. A call that is sent again goes on from where it was. Where a file has blocks that are shorter than
 //! others already, it is appended to in a new block: Hadoop's clients count the checksums of a block's end from the length of its file.
 
 use super::Hadoop;
@@ -13,7 +13,7 @@ use super::writing::{Answer, BEING_CREATED, candidates, complete_op, in_store, w
 use super::{locate, status};
 use crate::core::Core;
 use crate::mount::{Resolved, WriteType, raw};
-use crate::namespace::{self, block_ids, layout};
+use crate::namespace::{self, layout};
 use crate::replicate::load_order;
 use crate::source;
 use crate::store::Reader;
@@ -99,39 +99,77 @@ fn opened(core: &Core, file_id: u64) -> Result<(Inode, Lease)> {
     Ok((inode, lease))
 }
 
+/// Tries of a change whose file is changed by somebody else between the look and the change: a publication that ends, mostly.
+const TRIES: u32 = 8;
+
+/// Holds what stays of a file, and has it changed. `op` builds the change from what was looked at.
+async fn change(
+    h: &Hadoop,
+    a: &Asker,
+    src: &str,
+    client: &str,
+    what: &str,
+    op: impl Fn(&AbsPath, &Resolved, &Inode) -> Answer<Option<journal::Reopen>>,
+) -> Answer<Option<InodeId>> {
+    let core = &h.core;
+    if client.is_empty() {
+        return Err(Thrown::io("a file is written under the name of its client, and that is empty"));
+    }
+    for attempt in 1.. {
+        let (path, resolved, inode) = changeable(h, a, src, client, what).await?;
+        let Some(op) = op(&path, &resolved, &inode)? else { return Ok(None) };
+        let _held = core.soft.held.hold(InodeId(inode.id));
+        hold(core, &path, &inode, op.length).await?;
+        match core.persist.change(core, Some(&a.caller(0)), Op::Reopen(op), &[&path]).await {
+            Err(e) if e.kind() == ErrorKind::Busy && attempt < TRIES => {}
+            reply => return Ok(Some(InodeId(reply?.file_id))),
+        }
+    }
+    Ok(None)
+}
+
+/// The file of a call that is sent again, where its change was made.
+fn made_before(core: &Core, a: &Asker) -> Answer<Option<InodeId>> {
+    Ok(core.remembered(&a.caller(0))?.map(|reply| InodeId(reply.file_id)))
+}
+
 pub async fn append(h: &Hadoop, a: &Asker, r: wire::AppendRequestProto) -> Answer<wire::AppendResponseProto> {
     let core = &h.core;
-    match h.look(a, &r.src).await? {
-        None => return Err(Thrown::not_found(format!("Failed to append to non-existent file {} for client {}", r.src, a.ip))),
-        Some((path, resolved)) if resolved.found(&path)?.inode.folder => {
-            return Err(Thrown::exists(format!("Cannot append to directory {path}; already exists as a directory.")));
+    let file = match made_before(core, a)? {
+        Some(file) => file,
+        None => {
+            match h.look(a, &r.src).await? {
+                None => return Err(Thrown::not_found(format!("Failed to append to non-existent file {} for client {}", r.src, a.ip))),
+                Some((path, resolved)) if resolved.found(&path)?.inode.folder => {
+                    return Err(Thrown::exists(format!("Cannot append to directory {path}; already exists as a directory.")));
+                }
+                Some(_) => {}
+            }
+            let op = |path: &AbsPath, resolved: &Resolved, inode: &Inode| {
+                let uniform = inode.short_blocks.is_empty() && !inode.length.is_multiple_of(inode.block_size_bytes.max(1));
+                Ok(Some(journal::Reopen {
+                    path: raw(path),
+                    changed_index: inode.changed_index,
+                    holder: r.client_name.clone(),
+                    lease_ttl_ms: core.config.lease_ttl_ms,
+                    length: inode.length,
+                    rewrite: uniform && r.flag() & FLAG_NEW_BLOCK == 0,
+                    worker_id: maker(core, a, inode, inode.length)?.get(),
+                    to_ufs: to_ufs(resolved, inode),
+                }))
+            };
+            let changed = change(h, a, &r.src, &r.client_name, "APPEND_FILE", op).await?;
+            changed.ok_or_else(|| Thrown::from(err!(Busy, "{} is changed all the time: try again", r.src)))?
         }
-        Some(_) => {}
-    }
-    let (path, resolved, inode) = changeable(h, a, &r.src, &r.client_name, "APPEND_FILE").await?;
-    hold(core, &path, &inode, inode.length).await?;
-    let uniform = inode.short_blocks.is_empty() && !inode.length.is_multiple_of(inode.block_size_bytes.max(1));
-    let goes_on = uniform && r.flag() & FLAG_NEW_BLOCK == 0;
-    let worker = maker(core, a, &inode, inode.length)?;
-    let op = journal::Reopen {
-        path: raw(&path),
-        content_version: inode.content_version,
-        holder: r.client_name.clone(),
-        lease_ttl_ms: core.config.lease_ttl_ms,
-        length: inode.length,
-        rewrite: goes_on,
-        worker_id: worker.get(),
-        to_ufs: to_ufs(&resolved, &inode),
     };
-    let reply = core.persist.change(core, Some(&a.caller(0)), Op::Reopen(op), &[&path]).await?;
-    let (inode, lease) = opened(core, reply.file_id)?;
+    let (inode, lease) = opened(core, file.get())?;
     let mut block = None;
-    if lease.rewritten_block > 0 {
+    if lease.rewritten_as > 0 {
         // Its client cannot go on without; the file is completed as it was once the lease is over.
         rewrite(core, &inode, &lease, false).await?;
-        let last = block_ids(&inode).last().ok_or_else(|| err!(Internal, "{path} has no block"))?;
         let workers: Vec<_> = core.soft.workers.live().into_iter().filter(|w| w.id.get() == lease.worker_id).collect();
-        block = Some(writable(core, a, &inode, lease.id, locate::extended(last, lease.rewritten_length), &workers)?);
+        let last = locate::extended(BlockId(lease.rewritten_as), lease.rewritten_length);
+        block = Some(writable(core, a, &inode, lease.id, last, &workers)?);
     }
     Ok(wire::AppendResponseProto { block, stat: Some(status::encode(b"", &inode, None)) })
 }
@@ -148,35 +186,48 @@ fn maker(core: &Core, a: &Asker, inode: &Inode, length: u64) -> Result<WorkerId>
 
 pub async fn truncate(h: &Hadoop, a: &Asker, r: wire::TruncateRequestProto) -> Answer<wire::TruncateResponseProto> {
     let core = &h.core;
-    let (path, resolved, inode) = changeable(h, a, &r.src, &r.client_name, "TRUNCATE_FILE").await?;
-    if r.new_length == inode.length {
-        return Ok(wire::TruncateResponseProto { result: true });
-    }
-    if r.new_length > inode.length {
-        let message = format!("Cannot truncate to a larger file size. Current size: {}, truncate size: {}.", inode.length, r.new_length);
-        return Err(Thrown::new(ILLEGAL_ARGUMENT, ErrorKind::InvalidArgument, message));
-    }
-    hold(core, &path, &inode, r.new_length).await?;
-    let within = layout(&inode).block_at(r.new_length).1 < r.new_length;
-    let op = journal::Reopen {
-        path: raw(&path),
-        content_version: inode.content_version,
-        holder: r.client_name.clone(),
-        lease_ttl_ms: core.config.lease_ttl_ms,
-        length: r.new_length,
-        rewrite: within,
-        worker_id: maker(core, a, &inode, r.new_length)?.get(),
-        to_ufs: to_ufs(&resolved, &inode),
+    let file = match made_before(core, a)? {
+        Some(file) => file,
+        None => {
+            let op = |path: &AbsPath, resolved: &Resolved, inode: &Inode| {
+                if r.new_length == inode.length {
+                    return Ok(None);
+                }
+                if r.new_length > inode.length {
+                    let sizes = format!("Current size: {}, truncate size: {}.", inode.length, r.new_length);
+                    let message = format!("Cannot truncate to a larger file size. {sizes}");
+                    return Err(Thrown::new(ILLEGAL_ARGUMENT, ErrorKind::InvalidArgument, message));
+                }
+                Ok(Some(journal::Reopen {
+                    path: raw(path),
+                    changed_index: inode.changed_index,
+                    holder: r.client_name.clone(),
+                    lease_ttl_ms: core.config.lease_ttl_ms,
+                    length: r.new_length,
+                    rewrite: layout(inode).block_at(r.new_length).1 < r.new_length,
+                    worker_id: maker(core, a, inode, r.new_length)?.get(),
+                    to_ufs: to_ufs(resolved, inode),
+                }))
+            };
+            match change(h, a, &r.src, &r.client_name, "TRUNCATE_FILE", op).await? {
+                Some(file) => file,
+                None => return Ok(wire::TruncateResponseProto { result: true }),
+            }
+        }
     };
-    let reply = core.persist.change(core, Some(&a.caller(0)), Op::Reopen(op), &[&path]).await?;
-    let (inode, lease) = opened(core, reply.file_id)?;
-    if lease.rewritten_block > 0 {
-        rewrite(core, &inode, &lease, true).await?;
+    let inode = core.store.view().inode(file)?.map(|(_, inode)| inode);
+    let inode = inode.ok_or_else(|| err!(NotFound, "{} was deleted in the meantime", r.src))?;
+    // Sent again, the second change may have been made as well.
+    if !inode.completed {
+        let (inode, lease) = opened(core, file.get())?;
+        if lease.rewritten_as > 0 {
+            rewrite(core, &inode, &lease, true).await?;
+        }
+        core.change(Some(&a.caller(1)), complete_op(&Inode { lease_id: lease.id, ..inode.clone() }, r.new_length, false)).await?;
+        core.persist.wake();
+        core.syncer.note_looked(file);
     }
-    core.change(Some(&a.caller(1)), complete_op(&Inode { lease_id: lease.id, ..inode.clone() }, r.new_length, false)).await?;
-    core.persist.wake();
-    core.syncer.note_looked(InodeId(inode.id));
-    in_store(h, a, &r.src, inode.id).await?;
+    in_store(h, a, &r.src, file.get()).await?;
     Ok(wire::TruncateResponseProto { result: true })
 }
 
@@ -186,6 +237,24 @@ pub async fn concat(h: &Hadoop, a: &Asker, r: wire::ConcatRequestProto) -> Answe
     if r.srcs.is_empty() {
         return Err(Thrown::new("java.lang.IllegalArgumentException", ErrorKind::InvalidArgument, "No sources given"));
     }
+    if let Some(file) = made_before(core, a)? {
+        in_store(h, a, &r.trg, file.get()).await?;
+        return Ok(wire::ConcatResponseProto {});
+    }
+    for attempt in 1.. {
+        match concat_once(h, a, &r, &illegal).await {
+            Err(e) if e.kind == ErrorKind::Busy && attempt < TRIES => {}
+            joined => {
+                in_store(h, a, &r.trg, joined?.get()).await?;
+                break;
+            }
+        }
+    }
+    Ok(wire::ConcatResponseProto {})
+}
+
+async fn concat_once(h: &Hadoop, a: &Asker, r: &wire::ConcatRequestProto, illegal: &impl Fn(String) -> Thrown) -> Answer<InodeId> {
+    let core = &h.core;
     let (path, resolved) = h.find(a, &r.trg).await?;
     let inode = resolved.found(&path)?.inode.clone();
     if inode.folder {
@@ -223,11 +292,13 @@ pub async fn concat(h: &Hadoop, a: &Asker, r: wire::ConcatRequestProto) -> Answe
     }
     let op = journal::Concat {
         path: raw(&path),
-        content_version: inode.content_version,
+        changed_index: inode.changed_index,
         sources: sources.iter().map(|(source, _)| raw(source)).collect(),
-        versions: sources.iter().map(|(_, old)| old.content_version).collect(),
+        changed_indexes: sources.iter().map(|(_, old)| old.changed_index).collect(),
         to_ufs: to_ufs(&resolved, &inode) || sources.iter().any(|(_, old)| to_ufs(&resolved, old)),
     };
+    let files = std::iter::once(inode.id).chain(sources.iter().map(|(_, old)| old.id));
+    let _held: Vec<_> = files.map(|id| core.soft.held.hold(InodeId(id))).collect();
     hold(core, &path, &inode, inode.length).await?;
     for (source, old) in &sources {
         hold(core, source, old, old.length).await?;
@@ -236,6 +307,5 @@ pub async fn concat(h: &Hadoop, a: &Asker, r: wire::ConcatRequestProto) -> Answe
     let reply = core.persist.change(core, Some(&a.caller(0)), Op::Concat(op), &paths).await?;
     core.persist.wake();
     core.syncer.note_looked(InodeId(reply.file_id));
-    in_store(h, a, &r.trg, reply.file_id).await?;
-    Ok(wire::ConcatResponseProto {})
+    Ok(InodeId(reply.file_id))
 }

@@ -24,6 +24,9 @@ pub fn replication(inode: &Inode) -> u32 {
     inode.hadoop_replication.max(inode.replication_min).max(REPLICATION_SHOWN)
 }
 
+/// `HdfsFileStatusProto.Flags.HAS_ACL`: the shell shows a `+`.
+const HAS_ACL: u32 = 1;
+
 /// Owner and group, never empty.
 pub fn owner_and_group(inode: &Inode) -> (String, String) {
     let named = |name: &str| if name.is_empty() { NOBODY.to_owned() } else { name.to_owned() };
@@ -58,7 +61,7 @@ pub fn encode(name: &[u8], inode: &Inode, locations: Option<LocatedBlocksProto>)
         file_encryption_info: None,
         storage_policy: Some(0),
         ec_policy: None,
-        flags: Some(0),
+        flags: Some(if inode.acl.is_empty() { 0 } else { HAS_ACL }),
         namespace: None,
     }
 }

@@ -49,6 +49,12 @@ pub fn write_type(resolved: &Resolved) -> WriteType {
 
 pub async fn create(h: &Hadoop, a: &Asker, r: wire::CreateRequestProto) -> Answer<wire::CreateResponseProto> {
     let core = &h.core;
+    // Sent again after it was done: there is a file of this name, which is its own.
+    if let Some(reply) = core.remembered(&a.caller(0))?
+        && let Some((_, inode)) = core.store.view().inode(InodeId(reply.file_id))?
+    {
+        return Ok(wire::CreateResponseProto { fs: Some(status::encode(b"", &inode, None)) });
+    }
     let (path, resolved) = h.resolve(a, &r.src).await?;
     let overwrite = r.create_flag & FLAG_OVERWRITE != 0;
     if resolved.walk.is_complete() && resolved.found(&path)?.inode.folder {
@@ -89,6 +95,7 @@ pub async fn create(h: &Hadoop, a: &Asker, r: wire::CreateRequestProto) -> Answe
         overwrite,
         recursive: r.create_parent,
         mode: r.masked.perm & 0o1777,
+        unmasked_mode: r.unmasked.as_ref().map_or(0, |unmasked| unmasked.perm & 0o1777),
         block_size_bytes: r.block_size,
         page_size_bytes: page_size,
         to_ufs: in_store,
@@ -113,6 +120,9 @@ pub async fn create(h: &Hadoop, a: &Asker, r: wire::CreateRequestProto) -> Answe
 
 /// A file that a client is writing, found by its id, wherever it was moved to, or by its name.
 pub async fn open_file(h: &Hadoop, a: &Asker, src: &str, file_id: u64, holder: &str) -> Answer<(Inode, Lease)> {
+    if holder.is_empty() {
+        return Err(Thrown::io("a file is written under the name of its client, and that is empty"));
+    }
     let view = h.core.store.view();
     let by_id = if file_id > 0 { view.inode(InodeId(file_id))? } else { None };
     drop(view);
@@ -136,6 +146,21 @@ fn replicas(resolved: &Resolved) -> u32 {
     PathConfig::of(&resolved.walk).replicas.or(resolved.mount.as_ref().map(|m| m.options.replicas)).unwrap_or(1).max(1)
 }
 
+/// The order in which workers share a block: as HDFS, the second on another rack than the first, the third on the second's.
+fn spread(mut from: Vec<WorkerView>, count: usize) -> Vec<WorkerView> {
+    let mut chosen: Vec<WorkerView> = Vec::new();
+    while chosen.len() < count && !from.is_empty() {
+        let wanted = |w: &WorkerView| match chosen.as_slice() {
+            [first] => w.rack != first.rack,
+            [_, second] => w.rack == second.rack,
+            _ => true,
+        };
+        let at = from.iter().position(wanted).unwrap_or(0);
+        chosen.push(from.remove(at));
+    }
+    chosen
+}
+
 /// Workers that a block may be written to: the caller's own machine, then those with most room.
 pub fn candidates(core: &Core, a: &Asker, excluded: &[WorkerId]) -> Vec<WorkerView> {
     let mut open = core.soft.workers.live();
@@ -147,8 +172,7 @@ pub fn candidates(core: &Core, a: &Asker, excluded: &[WorkerId]) -> Vec<WorkerVi
 /// Up to `count` workers for the next block, one at least.
 fn choose(core: &Core, a: &Asker, exclude: &[wire::DatanodeInfoProto], count: usize) -> Answer<Vec<WorkerView>> {
     let excluded: Vec<WorkerId> = exclude.iter().filter_map(|d| locate::worker_of(&d.id.datanode_uuid)).collect();
-    let mut chosen = candidates(core, a, &excluded);
-    chosen.truncate(count.max(1));
+    let chosen = spread(candidates(core, a, &excluded), count.max(1));
     if chosen.is_empty() {
         let live = core.soft.workers.live().len();
         return Err(Thrown::io(format!("no worker is there to write to: {live} are live, {} of them are excluded by the client", excluded.len())));
@@ -175,7 +199,8 @@ pub fn writable(
     audience.extend(fetch_order(&stand_ins, id).into_iter().take(STAND_INS));
     let offset = namespace::layout(inode).offset(index);
     let claims = Claims {
-        rights: token::WRITE | token::READ,
+        // What is in it already may not be its writer's to read.
+        rights: token::WRITE,
         write_cached: true,
         lease_id,
         mount_id,
@@ -191,8 +216,7 @@ pub async fn add_block(h: &Hadoop, a: &Asker, r: wire::AddBlockRequestProto) -> 
     let mut previous_length = 0;
     if let Some(previous) = &r.previous {
         previous_length = previous.num_bytes();
-        let known = block_ids(&inode).any(|b| b.get() == previous.block_id);
-        if !known || previous_length == 0 || previous_length > inode.block_size_bytes {
+        if previous_length == 0 || previous_length > inode.block_size_bytes {
             let (id, most) = (previous.block_id, inode.block_size_bytes);
             return Err(Thrown::io(format!("block {id} is no full block of {}: it has {previous_length} bytes, of at most {most}", r.src)));
         }
@@ -211,6 +235,7 @@ pub async fn add_block(h: &Hadoop, a: &Asker, r: wire::AddBlockRequestProto) -> 
         worker_id: workers[0].id.get(),
         other_workers: workers[1..].iter().map(|w| w.id.get()).collect(),
         previous_length,
+        previous_block: r.previous.as_ref().map_or(0, |previous| previous.block_id),
     };
     let reply = core.change(Some(&a.caller(0)), Op::AddBlocks(op)).await?;
     let (_, inode) = core.store.view().inode(InodeId(inode.id))?.ok_or_else(|| err!(NotFound, "{} was deleted in the meantime", r.src))?;
@@ -293,7 +318,8 @@ pub async fn complete(h: &Hadoop, a: &Asker, r: wire::CompleteRequestProto) -> A
 fn is_completed_as(core: &Core, file_id: u64, last: Option<&wire::ExtendedBlockProto>) -> Result<bool> {
     let Some((_, inode)) = core.store.view().inode(InodeId(file_id))?.filter(|(_, inode)| inode.completed) else { return Ok(false) };
     let there = lengths(&inode, inode.length).last().map(|(id, length)| (id.get(), *length));
-    Ok(there == last.map(|block| (block.block_id, block.num_bytes())))
+    // A client that wrote nothing says nothing.
+    Ok(last.is_none() || there == last.map(|block| (block.block_id, block.num_bytes())))
 }
 
 fn is_whole(core: &Core, block: BlockId, length: u64) -> bool {

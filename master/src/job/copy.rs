@@ -117,7 +117,7 @@ async fn folder(core: &Arc<Core>, who: &Who, path: &AbsPath, like: &Inode) -> Re
             mount.ufs.mkdir(&resolved.walk.ufs_key(path)).await?;
         }
     }
-    let op = journal::Mkdir { path: raw(path), recursive: true, exist_ok: true, mode: like.mode, later: false };
+    let op = journal::Mkdir { path: raw(path), recursive: true, exist_ok: true, mode: like.mode, ..journal::Mkdir::default() };
     core.change_as(who, Op::Mkdir(op)).await?;
     Ok(Done::Nothing)
 }

@@ -1,9 +1,10 @@
 //! Questions about the namespace, asked by services over a snapshot and by `apply` over the command being applied.
 
+pub mod acl;
 mod permission;
 mod resolve;
 
-pub use permission::{EXECUTE, READ, WRITE, Who, check, check_folder_of, check_owner, check_traverse};
+pub use permission::{EXECUTE, READ, WRITE, Who, check, check_folder_of, check_owner, check_sticky, check_traverse};
 pub use resolve::{Found, Walk, walk};
 
 use forebay_common::BlockId;

@@ -1,5 +1,6 @@
-//! POSIX permission bits. The superuser passes everything.
+//! POSIX permission bits, and the access control list of what has one. The superuser passes everything.
 
+use super::acl;
 use super::resolve::Walk;
 use forebay_common::{AbsPath, Result, err};
 use forebay_proto::store::Inode;
@@ -31,7 +32,7 @@ pub fn check(who: &Who, inode: &Inode, wanted: u32, path: &AbsPath) -> Result<()
     } else {
         0
     };
-    if who.superuser || (inode.mode >> shift) & wanted == wanted {
+    if who.superuser || acl::allows(who, inode, wanted).unwrap_or((inode.mode >> shift) & wanted == wanted) {
         return Ok(());
     }
     let letters: String = [(READ, 'r'), (WRITE, 'w'), (EXECUTE, 'x')].iter().filter(|(bit, _)| wanted & bit != 0).map(|(_, c)| *c).collect();
@@ -44,6 +45,14 @@ pub fn check(who: &Who, inode: &Inode, wanted: u32, path: &AbsPath) -> Result<()
 pub fn check_folder_of(who: &Who, folder: &Inode, child: &AbsPath) -> Result<()> {
     let of = child.parent().unwrap_or_else(AbsPath::root);
     check(who, folder, WRITE | EXECUTE, &of).map_err(|e| e.context(format!("{child} cannot be made, moved or removed")))
+}
+
+/// In a folder with the sticky bit names are their owners', and the folder's owner's, to remove or to move. Errors: `PermissionDenied`.
+pub fn check_sticky(who: &Who, folder: &Inode, child: &Inode, path: &AbsPath) -> Result<()> {
+    if who.superuser || folder.mode & 0o1000 == 0 || who.user == folder.owner || who.user == child.owner {
+        return Ok(());
+    }
+    Err(err!(PermissionDenied, "Permission denied by sticky bit: user={}, path={path}, which is {}'s", who.user, child.owner))
 }
 
 /// Whether `who` may pass through every folder above the last name.

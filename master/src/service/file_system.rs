@@ -292,7 +292,14 @@ impl Service {
         }
         let mode = if request.mode == 0 { 0o777 & !UMASK } else { request.mode & 0o7777 };
         let later = !exists && later(&resolved.walk, resolved.mount.as_deref());
-        let op = journal::Mkdir { path: raw(&path), recursive: request.recursive, exist_ok: request.exist_ok, mode, later };
+        let op = journal::Mkdir {
+            path: raw(&path),
+            recursive: request.recursive,
+            exist_ok: request.exist_ok,
+            mode,
+            later,
+            unmasked_mode: request.unmasked_mode,
+        };
         let reply = core.change(request.caller.as_ref(), Op::Mkdir(op)).await?;
         if !exists {
             core.syncer.note_listed(InodeId(reply.file_id));

@@ -62,10 +62,11 @@ impl MasterHandle {
     }
 }
 
-/// Binds the ports, opens the store, replays the journal, mounts what the configuration names, and serves until `shutdown`.
+/// Binds the ports, opens the store, replays the journal, mounts what the configuration names, and serves until `shutdown`. `more`: what its web port
+/// serves as well, given where clients call it.
 ///
 /// Errors: a port or folder in use, a damaged store, an under store that the configuration names and that cannot be opened.
-pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<MasterHandle> {
+pub async fn start(config: &Config, more: impl FnOnce(SocketAddr) -> axum::Router, shutdown: CancellationToken) -> Result<MasterHandle> {
     let master = config.master.clone();
     let dir = master.data_dir.clone();
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(format!("master.data_dir {}", dir.display())))?;
@@ -105,7 +106,11 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
     }
     mount_root(&core).await?;
     mount_configured(&core, config).await?;
-    let mut tasks = vec![tokio::spawn(driver::run(core.clone(), shutdown.clone())), tokio::spawn(driver::run_lives(core.clone(), shutdown.clone()))];
+    let mut tasks = vec![
+        tokio::spawn(crate::worker::run_racks(core.clone(), shutdown.clone())),
+        tokio::spawn(driver::run(core.clone(), shutdown.clone())),
+        tokio::spawn(driver::run_lives(core.clone(), shutdown.clone())),
+    ];
     tasks.push(tokio::spawn(persist::run(core.clone(), shutdown.clone())));
     tasks.push(tokio::spawn(watch::run(core.clone(), shutdown.clone())));
     core.jobs.resume(&core)?;
@@ -122,7 +127,7 @@ pub async fn start(config: &Config, shutdown: CancellationToken) -> Result<Maste
         }
     }));
     tasks.extend(hadoop.map(|listener| tokio::spawn(hadoop::serve(listener, core.clone(), shutdown.clone()))));
-    tasks.push(tokio::spawn(web::serve(web, core.clone(), shutdown)));
+    tasks.push(tokio::spawn(web::serve(web, more(rpc_addr), core.clone(), shutdown)));
     tracing::info!(%rpc_addr, %web_addr, ?hadoop_addr, "master is up");
     Ok(MasterHandle { rpc_addr, web_addr, hadoop_addr, core, tasks, _lock: lock })
 }

@@ -17,13 +17,15 @@ async fn events(State(core): State<Arc<Core>>, body: Bytes) -> (StatusCode, Stri
     }
 }
 
-pub async fn serve(listener: TcpListener, core: Arc<Core>, shutdown: CancellationToken) {
+/// Serves until `shutdown`, with `more` routes beside its own.
+pub async fn serve(listener: TcpListener, more: Router, core: Arc<Core>, shutdown: CancellationToken) {
     let app = Router::new()
         .route("/metrics", get(|| async { ([("content-type", "text/plain; version=0.0.4")], forebay_common::metrics::render()) }))
         .route("/healthz", get(|| async { "ok\n" }))
         // axum takes bodies of 2 MiB at most; a notification names 1,000 objects at most.
         .route("/v1/events", post(events))
-        .with_state(core);
+        .with_state(core)
+        .merge(more);
     if let Err(e) = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await {
         tracing::error!(error = %e, "web server ended");
     }

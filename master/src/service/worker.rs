@@ -97,7 +97,9 @@ impl Service {
             }
             let Some((_, inode)) = view.inode(owner)? else { continue };
             if inode.persisted {
-                orders.settled.push(id.get());
+                if !core.soft.held.is_held(owner) {
+                    orders.settled.push(id.get());
+                }
             } else if inode.completed
                 && let Some((_, (_, length))) = namespace::blocks(&inode).find(|(b, _)| *b == id)
                 && length != block.cached_bytes

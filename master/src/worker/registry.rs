@@ -1,5 +1,6 @@
 //! Workers by heartbeat. Soft state: a master that restarts learns it again within a heartbeat.
 
+use super::racks::Racks;
 use forebay_common::{BlockId, WorkerId, clock};
 use forebay_proto::{HeartbeatRequest, NamedValue, RegisterRequest, TierUsage, WorkerAddress, WorkerReport};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -46,6 +47,8 @@ pub struct WorkerView {
     pub free_bytes: u64,
     /// It is to leave: it gets nothing new.
     pub leaving: bool,
+    /// Where its machine is, as Hadoop has it.
+    pub rack: String,
 }
 
 /// What a heartbeat is answered with, and what it told.
@@ -66,6 +69,8 @@ pub struct Orders {
 pub struct Registry {
     leaving: RwLock<HashMap<WorkerId, Leaving>>,
     workers: RwLock<HashMap<WorkerId, Worker>>,
+    /// Where machines are.
+    pub racks: Racks,
 }
 
 impl Registry {
@@ -217,7 +222,9 @@ impl Registry {
             .filter(|(_, w)| !w.lost)
             .map(|(id, w)| {
                 let free_bytes = w.tiers.iter().map(|t| t.total_bytes.saturating_sub(t.used_bytes)).sum();
-                WorkerView { id: *id, address: w.address.clone(), free_bytes, leaving: leaving.contains_key(id) }
+                let address = w.address.clone();
+                let rack = self.racks.of(&[&address.hadoop_host, &address.ip, &address.host]);
+                WorkerView { id: *id, address, free_bytes, leaving: leaving.contains_key(id), rack }
             })
             .collect();
         live.sort_by_key(|w| w.id);

@@ -11,6 +11,17 @@ SUM = "sum(cast(id as bigint) + cast(k as bigint))"
 FORMATS = ["parquet", "orc", "json", "csv"]
 
 
+def commit(spark, to):
+    """One job of many tasks, committed by rename; says so when it is over. What is killed meanwhile is the caller's affair."""
+    rows = spark.range(0, ROWS, 1, 40).selectExpr("id", "id % 7 as k")
+    try:
+        rows.write.mode("overwrite").parquet(to)
+    except Exception as e:  # The job failed, and says why.
+        print("failed: " + str(e).split("\n")[0])
+        return
+    print("committed")
+
+
 def main(uri, folder, settings):
     builder = SparkSession.builder.master("local[2]").config("spark.hadoop.fs.defaultFS", uri)
     for setting in settings:
@@ -22,6 +33,16 @@ def main(uri, folder, settings):
     path = jvm.org.apache.hadoop.fs.Path
     fs = jvm.org.apache.hadoop.fs.FileSystem.get(conf)
 
+    if "COMMIT" in os.environ:
+        for to in os.environ["COMMIT"].split(","):
+            commit(spark, to)
+        if "CHECK" not in os.environ:
+            return
+    if "CHECK" in os.environ:
+        for to in os.environ["CHECK"].split(","):
+            there = fs.exists(path(to + "/_SUCCESS"))
+            print("%s %s %d" % (to, there, spark.read.parquet(to).count() if there else 0))
+        return
     text = os.path.join(folder, "words")
     fs.copyFromLocalFile(path("file://" + text), path("/words"))
     counted = spark.sparkContext.textFile("/words").flatMap(str.split).map(lambda w: (w, 1)).reduceByKey(lambda a, b: a + b).collect()

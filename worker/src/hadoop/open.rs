@@ -8,7 +8,7 @@ use crate::core::Core;
 use crate::store::BlockStore;
 use crate::write::BlockWriter;
 use bytes::Bytes;
-use forebay_common::{BlockId, Result, counter, err, gauge};
+use forebay_common::{BlockId, Error, Result, counter, err, gauge};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -51,15 +51,17 @@ impl OpenBlocks {
         OpenBlocks { store, all: Mutex::default(), resuming: Mutex::default() }
     }
 
-    /// A new one, and the turn of whoever writes it. Errors: `AlreadyExists` for one that is open.
-    pub fn begin(&self, writer: BlockWriter) -> Result<(Arc<OpenBlock>, u64)> {
+    /// A new one, and the turn of whoever writes it. Errors: `AlreadyExists` for one that is open; the writer comes back.
+    pub fn begin(&self, writer: BlockWriter) -> Result<(Arc<OpenBlock>, u64), (BlockWriter, Error)> {
         let id = writer.block();
+        // One that is being taken over is on no list.
+        let _one = lock(&self.resuming);
         if self.store.left_open().contains(&id) {
-            return Err(err!(AlreadyExists, "block {id} was being written when this worker was stopped"));
+            return Err((writer, err!(AlreadyExists, "block {id} was being written when this worker was stopped")));
         }
         let mut all = lock(&self.all);
         if all.contains_key(&id) {
-            return Err(err!(AlreadyExists, "block {id} is being written by somebody else"));
+            return Err((writer, err!(AlreadyExists, "block {id} is being written by somebody else")));
         }
         let block = OpenBlock::new(writer, true);
         all.insert(id, block.clone());
@@ -108,20 +110,25 @@ impl OpenBlocks {
 
     /// Drops one that no file wants. Blocks the thread.
     pub fn discard(&self, id: BlockId) {
-        match self.get(id) {
-            Ok(Some(block)) => {
+        let _one = lock(&self.resuming);
+        let known = lock(&self.all).get(&id).cloned();
+        match known {
+            Some(block) => {
                 let writer = lock(&block.state).writer.take();
-                self.end(id);
+                self.end(&block);
                 writer.into_iter().for_each(BlockWriter::discard);
             }
-            Ok(None) => {}
-            Err(e) => tracing::warn!(block = %id, error = %e, "an unfinished block that no file wants is not dropped"),
+            // What nobody wants need not be read.
+            None => self.store.drop_left_open(id),
         }
     }
 
-    fn end(&self, id: BlockId) {
+    /// Takes this very one off the list.
+    fn end(&self, block: &OpenBlock) {
         let mut all = lock(&self.all);
-        all.remove(&id);
+        if all.get(&block.id).is_some_and(|known| std::ptr::eq(&**known, block)) {
+            all.remove(&block.id);
+        }
         OPEN.set(all.len() as i64);
     }
 }
@@ -151,7 +158,8 @@ impl OpenBlock {
             return Err(err!(InvalidArgument, "block {} was gone on with under stamp {} already", self.id, writer.stamp()));
         }
         writer.set_stamp(stamp);
-        writer.persist()?;
+        // By an older stamp than the master knows it would be dropped after a power cut, with what was synced before.
+        writer.sync()?;
         state.turn += 1;
         self.attached.store(true, Ordering::Release);
         Ok(state.turn)
@@ -240,31 +248,43 @@ impl OpenBlock {
             Ok(Some(0))
         };
         // Found by its id in one place or the other at any time.
-        core.open_blocks.end(self.id);
+        core.open_blocks.end(self);
         drop(state);
         ended
     }
 
+    /// Drops it if nothing was written, and nobody has gone on with it since this turn. Blocks the thread.
+    pub fn drop_if_empty(&self, core: &Core, turn: u64) {
+        let mut state = lock(&self.state);
+        if state.turn != turn || state.writer.as_ref().is_none_or(|writer| writer.length() > 0) {
+            return;
+        }
+        let writer = state.writer.take();
+        core.open_blocks.end(self);
+        drop(state);
+        writer.into_iter().for_each(BlockWriter::discard);
+    }
+
     /// Ends it by order of the master, who recovers its lease: as it stands, or with `length` bytes where other workers have so many of it. Returns its
-    /// length; 0: it is dropped, because its pipeline went on without it, or it has less.
-    pub fn recover(&self, core: &Core, stamp: u64, length: Option<u64>) -> Result<u64> {
+    /// length; 0: it is dropped, because its pipeline went on without it, or it has less. `None`: somebody else ended it a moment ago.
+    pub fn recover(&self, core: &Core, stamp: u64, length: Option<u64>) -> Result<Option<u64>> {
         {
             let mut state = lock(&self.state);
-            let Some(writer) = state.writer.as_mut() else { return Ok(0) };
+            let Some(writer) = state.writer.as_mut() else { return Ok(None) };
             let stale = writer.stamp() < stamp || length.is_some_and(|length| writer.length() < length);
             if stale {
                 STALE.inc();
                 tracing::info!(block = %self.id, stamp = writer.stamp(), length = writer.length(), "an unfinished block is dropped: its pipeline went on without it");
                 let writer = state.writer.take();
-                core.open_blocks.end(self.id);
+                core.open_blocks.end(self);
                 drop(state);
                 writer.into_iter().for_each(BlockWriter::discard);
-                return Ok(0);
+                return Ok(Some(0));
             }
             if let Some(length) = length {
                 writer.cut(length)?;
             }
         }
-        self.end(core, true).map(Option::unwrap_or_default)
+        self.end(core, true)
     }
 }

@@ -15,8 +15,10 @@ counter!(MIRRORED, "forebay_worker_hadoop_pipelines_total", "blocks sent on to t
 
 /// How long the next worker may take to be there.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
-/// How long all workers after this one may take to begin a block, or to take a packet: a room that must be waited for included.
-const ANSWER_WAIT: Duration = Duration::from_secs(65);
+/// How long the last worker may take to begin a block, or to take a packet: a room that must be waited for included. Each before it waits longer, so that
+/// the one that is blamed is the one that hangs.
+const ANSWER_WAIT: Duration = Duration::from_secs(50);
+const ANSWER_WAIT_MORE: Duration = Duration::from_secs(5);
 const BUFFER_BYTES: usize = 128 << 10;
 
 /// A packet to be acknowledged.
@@ -31,10 +33,11 @@ pub struct Ack {
 pub struct Mirror {
     reader: BufReader<OwnedReadHalf>,
     writer: BufWriter<OwnedWriteHalf>,
+    wait: Duration,
 }
 
 /// Its acknowledgements.
-pub struct From(BufReader<OwnedReadHalf>);
+pub struct From(BufReader<OwnedReadHalf>, Duration);
 
 /// Where a worker is reached, as its clients name it.
 fn address(node: &wire::DatanodeInfoProto) -> String {
@@ -67,14 +70,15 @@ impl Mirror {
         let stream = connected.map_err(of_next)?;
         let _ = stream.set_nodelay(true);
         let (reader, writer) = stream.into_split();
-        let mut mirror = Mirror { reader: BufReader::new(reader), writer: BufWriter::with_capacity(BUFFER_BYTES, writer) };
-        let answered = tokio::time::timeout(ANSWER_WAIT, async {
+        let wait = ANSWER_WAIT + ANSWER_WAIT_MORE * u32::try_from(request.targets.len()).unwrap_or(0).min(8);
+        let mut mirror = Mirror { reader: BufReader::new(reader), writer: BufWriter::with_capacity(BUFFER_BYTES, writer), wait };
+        let answered = tokio::time::timeout(wait, async {
             let failed = |e: std::io::Error| Error::io("sending", &e);
             mirror.writer.write_all(&transfer::request(Op::WriteBlock, request)).await.map_err(failed)?;
             mirror.writer.flush().await.map_err(failed)?;
             read_delimited::<wire::BlockOpResponseProto>(&mut mirror.reader).await
         });
-        let answer = answered.await.unwrap_or_else(|_| Err(err!(Timeout, "nothing came for {} s", ANSWER_WAIT.as_secs()))).map_err(of_next)?;
+        let answer = answered.await.unwrap_or_else(|_| Err(err!(Timeout, "nothing came for {} s", wait.as_secs()))).map_err(of_next)?;
         if answer.status() == wire::Status::Success {
             return Ok(mirror);
         }
@@ -85,15 +89,15 @@ impl Mirror {
     }
 
     pub fn split(self) -> (BufWriter<OwnedWriteHalf>, From) {
-        (self.writer, From(self.reader))
+        (self.writer, From(self.reader, self.wait))
     }
 }
 
 impl From {
     /// What the workers after this one say to a packet. Errors: they say nothing, or answer another one.
     pub async fn next(&mut self, ack: &Ack) -> Result<Vec<i32>> {
-        let came = tokio::time::timeout(ANSWER_WAIT, read_delimited::<wire::PipelineAckProto>(&mut self.0)).await;
-        let came = came.map_err(|_| err!(Timeout, "no acknowledgement for {} s", ANSWER_WAIT.as_secs()))??;
+        let came = tokio::time::timeout(self.1, read_delimited::<wire::PipelineAckProto>(&mut self.0)).await;
+        let came = came.map_err(|_| err!(Timeout, "no acknowledgement for {} s", self.1.as_secs()))??;
         if came.seqno != ack.seqno {
             return Err(err!(Unavailable, "packet {} was acknowledged instead of {}", came.seqno, ack.seqno));
         }

@@ -11,6 +11,7 @@ use forebay_common::{BlockId, Error, Result, counter, err};
 use forebay_hdfs::hadoop::hdfs as wire;
 use forebay_hdfs::transfer::{Checksum, Packet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use wire::op_write_block_proto::BlockConstructionStage::TransferRbw;
 
@@ -18,6 +19,8 @@ counter!(TRANSFERRED, "forebay_worker_hadoop_blocks_transferred_total", "unfinis
 
 /// A whole number of chunks of 512.
 const PACKET_BYTES: u64 = 512 << 10;
+/// How long the other worker may take to take one.
+const PACKET_WAIT: Duration = Duration::from_secs(30);
 const CHECKSUM: Checksum = Checksum { kind: wire::ChecksumTypeProto::ChecksumCrc32c, chunk_bytes: 512 };
 
 pub async fn transfer_block(core: &Arc<Core>, op: &wire::OpTransferBlockProto) -> Result<wire::BlockOpResponseProto> {
@@ -50,8 +53,12 @@ pub async fn transfer_block(core: &Arc<Core>, op: &wire::OpTransferBlockProto) -
             let mut sums = bytes::BytesMut::with_capacity(CHECKSUM.sums_len(data.len()));
             CHECKSUM.put_sums(&data, &mut sums);
             let packet = Packet { offset, seqno, last, sync: false, sums: sums.freeze(), data };
-            to.write_all(&packet.encode_head()).await.map_err(failed)?;
-            to.write_all(&packet.data).await.map_err(failed)?;
+            let head = packet.encode_head();
+            let sent = tokio::time::timeout(PACKET_WAIT, async {
+                to.write_all(&head).await?;
+                to.write_all(&packet.data).await
+            });
+            sent.await.map_err(|_| err!(Timeout, "the other worker does not take a packet"))?.map_err(failed)?;
             let _ = seqnos.send(seqno);
             (seqno, offset) = (seqno + 1, offset + packet.data.len() as u64);
             if last {

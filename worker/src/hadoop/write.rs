@@ -33,6 +33,8 @@ counter!(
 
 /// A client sends something at least every 30 s.
 const PACKET_WAIT: Duration = Duration::from_secs(120);
+/// How long the next worker may take to take a packet.
+const PASS_ON_WAIT: Duration = Duration::from_secs(30);
 /// Packets that wait for the acknowledgement of the workers after this one: a client has 80 under way.
 const UNACKNOWLEDGED: usize = 256;
 
@@ -76,7 +78,7 @@ async fn open(core: &Arc<Core>, op: &wire::OpWriteBlockProto) -> Result<Begun> {
             }
             let mut writer = BlockWriter::new(core.store.clone(), &claims, block, true);
             writer.set_stamp(stamp);
-            core.open_blocks.begin(writer)?
+            core.open_blocks.begin(writer).map_err(|(_, e)| e)?
         }
         Stage::PipelineSetupAppend | Stage::PipelineSetupAppendRecovery | Stage::PipelineSetupStreamingRecovery => {
             let open = tokio::task::block_in_place(|| core.open_blocks.get(block))?;
@@ -144,14 +146,16 @@ pub async fn write_block(core: &Arc<Core>, peer: &mut Peer, op: wire::OpWriteBlo
 
 /// Whoever wrote it does not any more. Returns how long it is, where anything of it stays open.
 async fn leave(core: &Arc<Core>, open: &Open) -> Option<u64> {
-    let length = open.block.detach(open.turn)?;
-    // Nothing was acknowledged: its client gives it up, and takes another one.
-    if length == 0
-        && let Err(e) = end(core, &open.block, false).await
-    {
-        tracing::warn!(error = %e, "an empty block is not dropped");
-    }
-    (length > 0).then_some(length)
+    let (core, block, turn) = (core.clone(), open.block.clone(), open.turn);
+    let left = tokio::task::spawn_blocking(move || {
+        let length = block.detach(turn)?;
+        // Nothing was acknowledged: its client gives it up, and takes another one.
+        if length == 0 {
+            block.drop_if_empty(&core, turn);
+        }
+        (length > 0).then_some(length)
+    });
+    left.await.ok().flatten()
 }
 
 /// Takes packets, and acknowledges them.
@@ -186,12 +190,9 @@ async fn packets(
     let gone = |_| err!(Unavailable, "acknowledgements are not sent any more");
     loop {
         // Together, when nothing more is at hand; a block that ends first needs no log.
-        if reader.buffer().is_empty() && !pending.is_empty() {
+        if (reader.buffer().is_empty() && !pending.is_empty()) || pending.len() >= UNACKNOWLEDGED {
             tokio::task::block_in_place(|| open.block.persist())?;
-            if let Some(mirror) = &mut mirror {
-                // Where it does not take more its acknowledgement is missing as well.
-                let _ = mirror.flush().await;
-            }
+            pass_on(&mut mirror, &[]).await;
             for ack in pending.drain(..) {
                 acks.send(ack).await.map_err(gone)?;
             }
@@ -201,17 +202,14 @@ async fn packets(
             packet = tokio::time::timeout(PACKET_WAIT, Packet::read(reader)) => packet,
         };
         let packet = packet.unwrap_or_else(|_| Err(err!(Timeout, "a Hadoop client is silent in the middle of a block")))?;
-        if let Some(mirror) = &mut mirror {
-            let _ = mirror.write_all(&packet.encode_head()).await;
-            let _ = mirror.write_all(&packet.data).await;
+        if mirror.is_some() {
+            pass_on(&mut mirror, &[&packet.encode_head(), &packet.data]).await;
         }
         let (seqno, last) = (packet.seqno, packet.last);
         let taken = if seqno == HEARTBEAT_SEQNO { Ok(0) } else { take(open, &packet) };
         let ended = match taken {
             Ok(length) if last => {
-                if let Some(mirror) = &mut mirror {
-                    let _ = mirror.flush().await;
-                }
+                pass_on(&mut mirror, &[]).await;
                 finish(core, open).await.map(|()| length)
             }
             other => other,
@@ -230,6 +228,21 @@ async fn packets(
             }
             return Ok(());
         }
+    }
+}
+
+/// Sends bytes on to the next worker, or what is buffered of them. One that does not take them is given up: its acknowledgements are missing then, by which the
+/// client learns which worker it is.
+async fn pass_on(mirror: &mut Option<BufWriter<impl AsyncWrite + Unpin>>, parts: &[&[u8]]) {
+    let Some(to) = mirror else { return };
+    let sent = tokio::time::timeout(PASS_ON_WAIT, async {
+        for part in parts {
+            to.write_all(part).await?;
+        }
+        if parts.is_empty() { to.flush().await } else { Ok(()) }
+    });
+    if !matches!(sent.await, Ok(Ok(()))) {
+        *mirror = None;
     }
 }
 

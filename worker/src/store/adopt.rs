@@ -7,7 +7,7 @@
 use super::block_file::{BlockFile, open_path, paths};
 use super::dir::Dir;
 use forebay_common::error::at;
-use forebay_common::{BlockId, Result, err};
+use forebay_common::{BlockId, ErrorKind, Result, err};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -109,14 +109,22 @@ impl Unread {
         let mut removed: u64 = found.iter().map(|scanned| scanned.removed).sum();
         let mut blocks = self.blocks();
         for (id, charged_bytes, open) in found.into_iter().flat_map(|scanned| scanned.blocks) {
-            if blocks.places.contains_key(&id) || blocks.open.contains_key(&id) {
-                // It was being moved when the worker stopped: the copy in the faster tier stays.
-                removed += 1;
+            let remove = |dir: &Dir| {
                 let (data, head) = paths(dir.path(), id);
                 for path in [open_path(dir.path(), id), data, head] {
                     let _ = std::fs::remove_file(path);
                 }
+            };
+            // It was being moved when the worker stopped: the copy in the faster tier stays; but one that was ended is newer than one that was not.
+            if blocks.places.contains_key(&id) || (open && blocks.open.contains_key(&id)) {
+                removed += 1;
+                remove(dir);
                 continue;
+            }
+            if let Some(older) = blocks.open.remove(&id) {
+                removed += 1;
+                older.dir.release(older.charged_bytes);
+                remove(&older.dir);
             }
             dir.charge(charged_bytes);
             let place = Place { dir: dir.clone(), charged_bytes };
@@ -177,9 +185,17 @@ fn scan_shards(dir: &Arc<Dir>, shards: &[PathBuf]) -> Scanned {
 /// Whether a block with a header and a log was ended: then the log is in the way, else the header.
 fn is_sealed(dir: &Arc<Dir>, id: BlockId) -> bool {
     let sealed = BlockFile::adopt(dir, id, None).and_then(|file| if file.is_full() { file.verify_all() } else { Err(err!(Corrupt, "in part")) });
-    let (_, head) = paths(dir.path(), id);
-    let _ = std::fs::remove_file(if sealed.is_ok() { open_path(dir.path(), id) } else { head });
-    sealed.is_ok()
+    match sealed {
+        Ok(()) => drop(std::fs::remove_file(open_path(dir.path(), id))),
+        Err(e) if e.kind() == ErrorKind::Corrupt => {
+            let (_, head) = paths(dir.path(), id);
+            let _ = std::fs::remove_file(head);
+            return false;
+        }
+        // Not to be read now, or by this version: it stays as it is, for later.
+        Err(e) => tracing::warn!(block = %id, error = %e, "whether a block was ended is not known yet"),
+    }
+    true
 }
 
 /// Sets the files of a block aside that cannot be read and may be the only ones: for a person to look at.

@@ -257,14 +257,15 @@ impl BlockFile {
             data.sync_data().and_then(|()| head.sync_data()).map_err(at("fsync of a block"))?;
             dir.sync_names_of(header.block)
         });
+        let mapped = written.and_then(|()| map_data(dir.medium(), &data, header.length_bytes));
         // It was no block before, and is none now.
-        written.inspect_err(|_| drop(std::fs::remove_file(&head_path)))?;
+        let map = mapped.inspect_err(|_| drop(std::fs::remove_file(&head_path)))?;
         Ok(BlockFile {
             bits: full(header.pages()),
             verified: full(header.chunks()),
             crcs: chunk_crcs.iter().map(|c| AtomicU32::new(*c)).collect(),
             filling: Mutex::new(()),
-            map: map_data(dir.medium(), &data, header.length_bytes)?,
+            map,
             block,
             header,
             data,

@@ -201,6 +201,14 @@ impl BlockStore {
         }
     }
 
+    /// Drops a block that an earlier process was writing, unread.
+    pub fn drop_left_open(&self, id: BlockId) {
+        if let Some(left) = self.take_left_open(id) {
+            remove_files(&left.dir, id);
+            let _ = std::fs::remove_file(open_path(left.dir.path(), id));
+        }
+    }
+
     /// Blocks that an earlier process was writing, and nobody has asked for since.
     pub fn left_open(&self) -> Vec<BlockId> {
         self.unread.open()
@@ -394,8 +402,8 @@ impl BlockStore {
             return Err(err!(Busy, "block {id} is on the move"));
         }
         let made = match BlockFile::create(&dir, header.clone()) {
-            // What a crash left, or a block that could not be opened.
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            // What a crash left, or a block that could not be opened; but not one that is being written.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && !open_path(dir.path(), id).exists() => {
                 remove_files(&dir, id);
                 BlockFile::create(&dir, header)
             }

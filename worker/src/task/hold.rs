@@ -39,10 +39,15 @@ pub async fn hold(core: &Arc<Core>, order: LoadBlock) -> Result<u64> {
 /// Makes a block that begins with the first bytes of another: whole, or open for its file's writer. One that is there already stays as it is. Returns its length.
 pub async fn rewrite(core: &Arc<Core>, order: RewriteBlock) -> Result<u64> {
     let id = BlockId(order.block_id);
-    let (store, open) = (core.store.clone(), core.clone());
+    let (at_work, seal) = (core.clone(), order.seal);
     let there = tokio::task::spawn_blocking(move || -> Result<Option<u64>> {
-        let open = open.open_blocks.get(id)?.map(|open| open.acknowledged());
-        Ok(open.or_else(|| store.peek_read(id).map(|b| b.header.length_bytes)))
+        match at_work.open_blocks.get(id)? {
+            // It was begun after all, and may hold more by now.
+            Some(open) if seal => open.end(&at_work, true)?,
+            Some(open) => return Ok(Some(open.acknowledged())),
+            None => None,
+        };
+        Ok(at_work.store.peek_read(id).map(|b| b.header.length_bytes))
     });
     if let Some(length) = there.await.map_err(|e| err!(Internal, "rewrite task: {e}"))?? {
         return Ok(length);
@@ -94,13 +99,22 @@ pub async fn rewrite(core: &Arc<Core>, order: RewriteBlock) -> Result<u64> {
             let file = writer.seal()?;
             return core_of_task.store.insert(Arc::new(file));
         }
-        writer.sync()?;
-        let (open, turn) = core_of_task.open_blocks.begin(writer)?;
-        open.detach(turn);
+        // Without leaving files that nobody in this process knows.
+        if let Err(e) = writer.sync() {
+            writer.discard();
+            return Err(e);
+        }
+        match core_of_task.open_blocks.begin(writer) {
+            Ok((open, turn)) => drop(open.detach(turn)),
+            Err((writer, e)) => {
+                writer.discard();
+                return Err(e);
+            }
+        }
         Ok(())
     });
     made.await.map_err(|e| err!(Internal, "rewrite task: {e}"))??;
-    if order.seal {
+    if seal {
         core.reporter.report_now().await;
     }
     Ok(order.length)

@@ -8,11 +8,13 @@ use std::sync::Arc;
 /// Returns its length; 0 for one that is not here, or is not what the others of its pipeline have.
 pub async fn seal(core: &Arc<Core>, order: &SealBlock) -> Result<u64> {
     let (at_work, order) = (core.clone(), *order);
-    let sealed = tokio::task::spawn_blocking(move || {
+    let sealed = tokio::task::spawn_blocking(move || -> Result<u64> {
         let id = BlockId(order.block_id);
         let wanted = Some(order.length).filter(|length| *length > 0);
-        if let Some(open) = at_work.open_blocks.get(id)? {
-            return open.recover(&at_work, order.generation_stamp, wanted);
+        if let Some(open) = at_work.open_blocks.get(id)?
+            && let Some(length) = open.recover(&at_work, order.generation_stamp, wanted)?
+        {
+            return Ok(length);
         }
         let length = at_work.store.peek_read(id).map_or(0, |b| b.header.length_bytes);
         if length > 0 && wanted.is_some_and(|wanted| wanted != length) {

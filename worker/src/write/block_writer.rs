@@ -42,6 +42,8 @@ pub struct BlockWriter {
     log: Option<OpenLog>,
     /// Whether the names of its files are on the disk.
     names_synced: bool,
+    /// Whether anything of it was promised to be on a disk.
+    synced: bool,
 }
 
 impl BlockWriter {
@@ -70,6 +72,7 @@ impl BlockWriter {
             stamp: 0,
             log: None,
             names_synced: false,
+            synced: false,
         }
     }
 
@@ -109,6 +112,8 @@ impl BlockWriter {
             stamp: tail.stamp,
             log: Some(log),
             names_synced: false,
+            // It may have been.
+            synced: true,
         })
     }
 
@@ -207,7 +212,7 @@ impl BlockWriter {
             .and_then(|()| log.sync(self.tail()))
             .and_then(|()| if self.names_synced { Ok(()) } else { dir.sync_names_of(self.header.block) });
         self.noted(synced)?;
-        self.names_synced = true;
+        (self.names_synced, self.synced) = (true, true);
         Ok(())
     }
 
@@ -283,13 +288,18 @@ impl BlockWriter {
             if let Some(log) = self.log.take() {
                 // In both places for a moment: the faster one is believed then, which is as good.
                 self.names_synced = false;
-                if let Err(e) = self.persist() {
+                let kept = if self.synced { self.sync() } else { self.persist() };
+                if let Err(e) = kept {
                     self.remove_from(to);
                     (self.data, self.log) = (Some(old), Some(log));
                     return back(self, bytes + earlier, e);
                 }
             }
             self.remove_from(from);
+            // It is not to come back after a power cut, beside a newer one.
+            if self.synced && from.medium() != Medium::Mem {
+                let _ = from.sync_names_of(self.header.block);
+            }
         }
         from.release(earlier);
         Ok(())

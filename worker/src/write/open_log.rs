@@ -156,7 +156,8 @@ impl OpenLog {
     pub fn create(dir: &Path, header: &OpenHeader) -> Result<OpenLog> {
         let path = open_path(dir, header.block);
         let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(at(path.display()))?;
-        file.write_all_at(&header.encode(), 0).map_err(at("writing the log of an open block"))?;
+        let written = file.write_all_at(&header.encode(), 0).map_err(at("writing the log of an open block"));
+        written.inspect_err(|_| drop(std::fs::remove_file(&path)))?;
         Ok(OpenLog { file, written: 0 })
     }
 
@@ -198,7 +199,7 @@ impl OpenLog {
         let crcs: Vec<u32> = raw.chunks_exact(4).map(|c| u32_at(c, 0)).collect();
         let tail = |offset: u64| Tail::decode(head.get(offset as usize..)?).filter(|t| t.length <= header.capacity_bytes);
         let mut tails: Vec<Tail> = [LAST_TAIL, SYNCED_TAIL].into_iter().filter_map(tail).collect();
-        tails.sort_unstable_by_key(|t| std::cmp::Reverse(t.length));
+        tails.sort_unstable_by_key(|t| std::cmp::Reverse((t.length, t.stamp)));
         let written = crcs.len();
         Ok(Left { log: OpenLog { file, written }, header, crcs, tails })
     }

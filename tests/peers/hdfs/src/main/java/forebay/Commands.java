@@ -117,7 +117,7 @@ public final class Commands {
         case "wait":
           // Says so by a file beside it, and goes on when a local file is there.
           Files.createFile(Path.of(words[2] + ".waits"));
-          while (!Files.exists(Path.of(words[2]))) {
+          for (int i = 0; i < 6_000 && !Files.exists(Path.of(words[2])); i++) {
             Thread.sleep(20);
           }
           break;
