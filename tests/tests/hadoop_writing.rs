@@ -547,3 +547,36 @@ async fn appends_are_recovered_as_they_stand() {
     assert!(raw.complete("/early", Some(last)).await.unwrap());
     assert!(read_all(&fs, "/early").await == bytes[..90_000]);
 }
+
+/// (S-29) Java clients killed with -9 in the middle of what they write: once their lease is taken away, or over, everything that `hflush` acknowledged is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_killed_with_a_lease_open() {
+    let rounds: usize = std::env::var("FOREBAY_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
+    let mut random = rng("clients_killed_with_a_lease_open");
+    let cluster = Cluster::start(2, &[("master.lease_ttl_ms", "5000")]).await;
+    let fs = cluster.client().await;
+    let mut bytes = 0;
+    for round in 0..rounds {
+        let path = format!("/c/{round}");
+        let mut writer = Writer::start(&cluster, &path, 1, 10_000);
+        eventually("it writes", 60, async || writer.acknowledged().0 > 0).await;
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..400))).await;
+        kill_tree(&writer.child);
+        writer.child.wait().unwrap();
+        let (acknowledged, _) = writer.acknowledged();
+        if round % 2 == 0 {
+            eventually("taken away", 60, async || {
+                Raw::connect(&cluster.hadoop_address(), "root").await.recover_lease(&path).await.is_ok_and(|done| done)
+            })
+            .await;
+        }
+        completed(&fs, &path).await;
+        let there = read_all(&fs, &path).await;
+        assert!(there.len() >= acknowledged, "round {round}: {} bytes are there, and {acknowledged} were acknowledged", there.len());
+        assert!(there == numbered(there.len()), "round {round}: wrong bytes");
+        bytes += acknowledged;
+        fs.delete(&p(&path), false).await.unwrap();
+    }
+    eprintln!("{rounds} clients killed: {bytes} bytes acknowledged, all there");
+    eventually("nothing is left open", 60, async || left_open(cluster.dir.path()).is_empty()).await;
+}

@@ -4,7 +4,8 @@
 #   hdfs.sh run dir=FOLDER [key=value ..] the server, in the foreground; prints `READY hdfs://127.0.0.1:PORT http=.. dn=..`
 #   hdfs.sh shell -Dfs.defaultFS=URI -ls /   `hdfs dfs`; HADOOP_CONF_DIR and HADOOP_USER_NAME work as they do there
 #   hdfs.sh commands -Dfs.defaultFS=URI .. FILE   many commands in one process, one a line, words parted by tabs: see Commands.java
-#   hdfs.sh bench -Dfs.defaultFS=URI .. FOLDER MIB   figures of the Java client on a file system: see Bench.java
+#   hdfs.sh bench -Dfs.defaultFS=URI .. FOLDER MIB   figures of the Java client on a file system, with -Dforebay.bench.pids=PID,.. the server's
+#                                                    processor time beside each: see Bench.java
 # Keys of run, besides dir (where all its data are):
 #   format=false   go on with what is in dir, on the same ports (default true: dir is emptied of an earlier file system)
 #   n=1            DataNodes; as many replicas by default, at most 3 (of the shell's files 1, unless -Ddfs.replication=N)
