@@ -253,18 +253,6 @@ impl OpenBlock {
         ended
     }
 
-    /// Drops it if nothing was written, and nobody has gone on with it since this turn. Blocks the thread.
-    pub fn drop_if_empty(&self, core: &Core, turn: u64) {
-        let mut state = lock(&self.state);
-        if state.turn != turn || state.writer.as_ref().is_none_or(|writer| writer.length() > 0) {
-            return;
-        }
-        let writer = state.writer.take();
-        core.open_blocks.end(self);
-        drop(state);
-        writer.into_iter().for_each(BlockWriter::discard);
-    }
-
     /// Ends it by order of the master, who recovers its lease: as it stands, or with `length` bytes where other workers have so many of it. Returns its
     /// length; 0: it is dropped, because its pipeline went on without it, or it has less. `None`: somebody else ended it a moment ago.
     pub fn recover(&self, core: &Core, stamp: u64, length: Option<u64>) -> Result<Option<u64>> {

@@ -123,7 +123,7 @@ pub async fn write_block(core: &Arc<Core>, peer: &mut Peer, op: wire::OpWriteBlo
         Err((bad, e)) => {
             tracing::info!(block = op.header.base_header.block.block_id, next = bad, error = %e, "the next worker of a pipeline does not take a block");
             if let Begun::Open(open) = &begun {
-                leave(core, open).await;
+                leave(open).await;
             }
             return send(&mut peer.writer, &answer(refusal(&e), bad)).await;
         }
@@ -136,7 +136,7 @@ pub async fn write_block(core: &Arc<Core>, peer: &mut Peer, op: wire::OpWriteBlo
         Err(e) => Err(e),
     };
     if let Err(e) = &written
-        && let Some(length) = leave(core, &open).await
+        && let Some(length) = leave(&open).await
     {
         LEFT.inc();
         tracing::info!(file = open.file_id, length, error = %e, "a block is left in the middle: its client went away, or could not go on");
@@ -144,18 +144,11 @@ pub async fn write_block(core: &Arc<Core>, peer: &mut Peer, op: wire::OpWriteBlo
     written
 }
 
-/// Whoever wrote it does not any more. Returns how long it is, where anything of it stays open.
-async fn leave(core: &Arc<Core>, open: &Open) -> Option<u64> {
-    let (core, block, turn) = (core.clone(), open.block.clone(), open.turn);
-    let left = tokio::task::spawn_blocking(move || {
-        let length = block.detach(turn)?;
-        // Nothing was acknowledged: its client gives it up, and takes another one.
-        if length == 0 {
-            block.drop_if_empty(&core, turn);
-        }
-        (length > 0).then_some(length)
-    });
-    left.await.ok().flatten()
+/// Whoever wrote it does not any more. Also one without a byte stays open: its client may have sent some to a worker that died before it passed them on, and
+/// comes back. Where it does not, the master has it dropped with its file, or its lease. Returns how long it is, where it stays.
+async fn leave(open: &Open) -> Option<u64> {
+    let (block, turn) = (open.block.clone(), open.turn);
+    tokio::task::spawn_blocking(move || block.detach(turn)).await.ok().flatten()
 }
 
 /// Takes packets, and acknowledges them.
