@@ -309,7 +309,18 @@ async fn files_are_gone_on_with_cut_and_joined() {
                 cluster.start_worker(worker);
                 eventually("both workers", 60, async || model.fs.report().await.is_ok_and(|r| r.workers.iter().filter(|w| !w.lost).count() == 2))
                     .await;
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                // And have told what they have.
+                let all_read = async || {
+                    for (path, bytes) in &files {
+                        let mut out = vec![0; bytes.len()];
+                        let Ok(file) = model.fs.open(&p(path)).await else { return false };
+                        if file.read_at(0, &mut out).await.is_err() {
+                            return false;
+                        }
+                    }
+                    true
+                };
+                eventually("everything can be read", 60, all_read).await;
             }
             7 => {
                 // What is in its store alone is read, and gone on with, from there.

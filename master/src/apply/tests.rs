@@ -4,7 +4,7 @@ use super::*;
 use crate::store::Reader;
 use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId};
 use forebay_proto::journal::{
-    AbandonBlock, AddBlocks, AddMount, Complete, Create, Delete, FinishPending, Mkdir, Rename, Seen, SyncChildren, UpdateMount,
+    AbandonBlock, AddBlocks, AddMount, Complete, Create, Delete, FinishPending, Mkdir, Rename, Seen, SetQuota, SyncChildren, UpdateMount,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -57,11 +57,19 @@ impl Machine {
         let view = self.store.view();
         let mut out = BTreeMap::new();
         let mut folders = vec![(InodeId::ROOT, String::new())];
+        let mut quotas = Vec::new();
+        let mut note = |path: &str, inode: &Inode| {
+            if inode.quota_names > 0 || inode.quota_bytes > 0 {
+                quotas.push((path.to_owned(), inode.used_names, inode.used_bytes));
+            }
+        };
+        note("", &view.root().unwrap());
         while let Some((id, path)) = folders.pop() {
             for (name, inode) in view.children(id, None, usize::MAX).unwrap() {
                 let path = format!("{path}/{}", String::from_utf8_lossy(&name));
                 assert_eq!(view.path_of(InodeId(inode.id)).unwrap(), AbsPath::parse(&path).unwrap(), "links lead back");
                 if inode.folder {
+                    note(&path, &inode);
                     folders.push((InodeId(inode.id), path.clone()));
                 }
                 for block in crate::namespace::block_ids(&inode) {
@@ -73,6 +81,12 @@ impl Machine {
         let counters = view.counters().unwrap();
         assert_eq!(counters.files, out.values().filter(|l| l.is_some()).count() as u64);
         assert_eq!(counters.folders, out.values().filter(|l| l.is_none()).count() as u64 + 1);
+        assert_eq!(counters.quota_folders, quotas.len() as u64);
+        for (folder, names, bytes) in quotas {
+            let below = || out.iter().filter(|(path, _)| path.starts_with(&format!("{folder}/")));
+            let sums = (below().count() as u64 + 1, below().filter_map(|(_, length)| *length).sum::<u64>());
+            assert_eq!((names, bytes), sums, "what is counted of {folder:?} is what is below it");
+        }
         out
     }
 }
@@ -83,6 +97,8 @@ enum Step {
     Write(String, u64, bool),
     Delete(String, bool),
     Rename(String, String, bool),
+    /// One that nothing reaches, or none any more.
+    Quota(String, bool),
 }
 
 fn path() -> impl Strategy<Value = String> {
@@ -95,6 +111,7 @@ fn step() -> impl Strategy<Value = Step> {
         (path(), 0u64..400_000, any::<bool>()).prop_map(|(p, l, o)| Step::Write(p, l, o)),
         (path(), any::<bool>()).prop_map(|(p, r)| Step::Delete(p, r)),
         (path(), path(), any::<bool>()).prop_map(|(a, b, o)| Step::Rename(a, b, o)),
+        (path(), any::<bool>()).prop_map(|(p, set)| Step::Quota(p, set)),
     ]
 }
 
@@ -160,6 +177,14 @@ fn model(paths: &mut BTreeMap<String, Option<u64>>, step: &Step) -> Result<(), E
             }
             paths.retain(|k, _| k != p && !children.contains(k));
         }
+        Step::Quota(p, _) => {
+            if through_file(paths, p) || is_file(paths, p) {
+                return Err(ErrorKind::NotADirectory);
+            }
+            if !paths.contains_key(p) {
+                return Err(ErrorKind::NotFound);
+            }
+        }
         Step::Rename(from, to, overwrite) => {
             if through_file(paths, from) || through_file(paths, to) {
                 return Err(ErrorKind::NotADirectory);
@@ -206,6 +231,10 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
             machine.one(Op::Mkdir(Mkdir { path: bytes(p), recursive: *recursive, exist_ok: false, mode: 0o755, ..Mkdir::default() }))
         }
         Step::Delete(p, recursive) => machine.one(Op::Delete(Delete { path: bytes(p), recursive: *recursive })),
+        Step::Quota(p, set) => {
+            let quota = |most: u64| Some(if *set { most } else { 0 });
+            machine.one(Op::SetQuota(SetQuota { path: bytes(p), names: quota(1 << 30), bytes: quota(1 << 50) }))
+        }
         Step::Rename(a, b, overwrite) => machine.one(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *overwrite })),
         Step::Write(p, length, overwrite) => {
             let create = Create {
@@ -259,6 +288,8 @@ proptest! {
     fn follows_the_reference_model(steps in proptest::collection::vec(step(), 1..80)) {
         let mut machine = Machine::new();
         let mut paths = BTreeMap::new();
+        // Of everything, from before there is anything.
+        machine.one(Op::SetQuota(SetQuota { path: bytes("/"), names: Some(1 << 30), bytes: Some(1 << 50) }));
         for step in &steps {
             let mut after = paths.clone();
             let expected = model(&mut after, step);
@@ -279,6 +310,7 @@ proptest! {
             Step::Mkdir(p, r) => Some(Op::Mkdir(Mkdir { path: bytes(p), recursive: *r, exist_ok: true, mode: 0o755, ..Mkdir::default() })),
             Step::Delete(p, r) => Some(Op::Delete(Delete { path: bytes(p), recursive: *r })),
             Step::Rename(a, b, o) => Some(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *o })),
+            Step::Quota(p, set) => Some(Op::SetQuota(SetQuota { path: bytes(p), names: Some(u64::from(*set) << 30), bytes: None })),
             Step::Write(..) => None,
         }).map(|op| one.command(op)).collect();
         let replies: Vec<Reply> = commands.iter().flat_map(|c| one.entry(std::slice::from_ref(c))).collect();

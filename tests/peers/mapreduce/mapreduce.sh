@@ -5,21 +5,8 @@
 set -euo pipefail
 shopt -s inherit_errexit
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-cache=${FOREBAY_CACHE:-$HOME/.cache/forebay}/peers/mapreduce
-# Installs Java and Maven where they are missing.
-bash "$here/../hdfs/hdfs.sh" prepare >/dev/null
-home=$cache/$(sha256sum "$here/pom.xml" | cut -c1-12)
-if [ ! -d "$home" ]; then
-  mkdir -p "$cache"
-  exec 9>"$cache/lock"; flock 9
-  if [ ! -d "$home" ]; then
-    rm -rf "$cache"/build.*
-    tmp=$(mktemp -d "$cache/build.XXXX")
-    mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$tmp/lib" >&2
-    mv -T "$tmp" "$home"
-  fi
-  exec 9>&-
-fi
+. "$here/../maven.sh"
+home=$(maven_home mapreduce "$here")
 java_options=(-Xmx1g -XX:-UsePerfData -Djava.net.preferIPv4Stack=true)
 for package in java.lang java.util java.nio sun.nio.ch; do java_options+=(--add-opens "java.base/$package=ALL-UNNAMED"); done
 work=$(mktemp -d)

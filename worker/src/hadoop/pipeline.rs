@@ -36,8 +36,11 @@ pub struct Mirror {
     wait: Duration,
 }
 
-/// Its acknowledgements.
-pub struct From(BufReader<OwnedReadHalf>, Duration);
+/// What it acknowledges.
+pub struct Acknowledgements {
+    reader: BufReader<OwnedReadHalf>,
+    wait: Duration,
+}
 
 /// Where a worker is reached, as its clients name it.
 fn address(node: &wire::DatanodeInfoProto) -> String {
@@ -88,16 +91,16 @@ impl Mirror {
         Err((bad.clone(), e.context(bad)))
     }
 
-    pub fn split(self) -> (BufWriter<OwnedWriteHalf>, From) {
-        (self.writer, From(self.reader, self.wait))
+    pub fn split(self) -> (BufWriter<OwnedWriteHalf>, Acknowledgements) {
+        (self.writer, Acknowledgements { reader: self.reader, wait: self.wait })
     }
 }
 
-impl From {
+impl Acknowledgements {
     /// What the workers after this one say to a packet. Errors: they say nothing, or answer another one.
     pub async fn next(&mut self, ack: &Ack) -> Result<Vec<i32>> {
-        let came = tokio::time::timeout(self.1, read_delimited::<wire::PipelineAckProto>(&mut self.0)).await;
-        let came = came.map_err(|_| err!(Timeout, "no acknowledgement for {} s", self.1.as_secs()))??;
+        let came = tokio::time::timeout(self.wait, read_delimited::<wire::PipelineAckProto>(&mut self.reader)).await;
+        let came = came.map_err(|_| err!(Timeout, "no acknowledgement for {} s", self.wait.as_secs()))??;
         if came.seqno != ack.seqno {
             return Err(err!(Unavailable, "packet {} was acknowledged instead of {}", came.seqno, ack.seqno));
         }

@@ -9,7 +9,7 @@ use super::server::Peer;
 use super::slots::Slot;
 use super::{refusal, send, verify};
 use crate::core::Core;
-use crate::store::BlockFile;
+use crate::store::{Block, BlockFile};
 use crate::ufs_read::{Target, block_of};
 use forebay_common::error::at;
 use forebay_common::limits::CHUNK_SIZE_BYTES;
@@ -42,8 +42,8 @@ const SEND_TRIES: u32 = 1_000;
 pub async fn request_fds(core: &Arc<Core>, peer: &mut Peer, op: wire::OpRequestShortCircuitAccessProto) -> Result<()> {
     let opened =
         if peer.socket.is_none() { Err(err!(Unsupported, "descriptors are passed over a Unix socket alone")) } else { open(core, &op).await };
-    let (data, meta) = match opened {
-        Ok(descriptors) => descriptors,
+    let (descriptors, block) = match opened {
+        Ok(opened) => opened,
         Err(e) if e.kind() == ErrorKind::NotFound => {
             NOT_WHOLE.inc();
             let answer = wire::BlockOpResponseProto { short_circuit_access_version: Some(VERSION), ..refusal(&err!(Unsupported, "{}", e.message())) };
@@ -51,11 +51,11 @@ pub async fn request_fds(core: &Arc<Core>, peer: &mut Peer, op: wire::OpRequestS
         }
         Err(e) => return send(&mut peer.writer, &refusal(&e)).await,
     };
-    let slot = match register(core, &op) {
+    let slot = match register(core, &op, &block) {
         Ok(slot) => slot,
         Err(e) => return send(&mut peer.writer, &refusal(&e)).await,
     };
-    let handed = hand_over(peer, op.supports_receipt_verification(), [data, meta]).await;
+    let handed = hand_over(peer, op.supports_receipt_verification(), descriptors).await;
     if let (Err(_), Some(slot)) = (&handed, slot) {
         // Its client may have given it back itself.
         let _ = core.slots.release(slot);
@@ -84,19 +84,18 @@ async fn hand_over(peer: &mut Peer, receipt: bool, descriptors: [OwnedFd; 2]) ->
     Ok(())
 }
 
-/// The block's slot, where the client has one: from now on it hears of its end. A block that left in between has its slot invalid at once.
-fn register(core: &Core, op: &wire::OpRequestShortCircuitAccessProto) -> Result<Option<Slot>> {
+/// The block's slot, where the client has one: from now on it hears of its end. A block that left, or moved, in between has its slot invalid at once.
+fn register(core: &Core, op: &wire::OpRequestShortCircuitAccessProto, block: &Arc<Block>) -> Result<Option<Slot>> {
     let Some(slot) = op.slot_id.as_ref().map(Slot::of).transpose()? else { return Ok(None) };
-    let block = BlockId(op.header.block.block_id);
-    core.slots.register(slot, block)?;
-    if !core.store.has(block) {
-        core.slots.revoke(block);
+    core.slots.register(slot, block.header.block)?;
+    if !core.store.is_current(block) {
+        core.slots.revoke(block.header.block);
     }
     Ok(Some(slot))
 }
 
-/// Errors: `NotFound` for a block that is not here whole.
-async fn open(core: &Arc<Core>, op: &wire::OpRequestShortCircuitAccessProto) -> Result<(OwnedFd, OwnedFd)> {
+/// Data and meta file of a block, and which one it is. Errors: `NotFound` for a block that is not here whole.
+async fn open(core: &Arc<Core>, op: &wire::OpRequestShortCircuitAccessProto) -> Result<([OwnedFd; 2], Arc<Block>)> {
     if op.max_version < VERSION {
         return Err(err!(Unsupported, "version {} of short-circuit access: {VERSION} is offered", op.max_version));
     }
@@ -111,7 +110,7 @@ async fn open(core: &Arc<Core>, op: &wire::OpRequestShortCircuitAccessProto) -> 
         let meta = meta_file(&block)?;
         let (data, _) = core.store.open_for_grant(&block).map_err(|e| err!(NotFound, "{}", e.message()))?;
         core.store.counters_of(&block.block.dir).hits.inc();
-        Ok((data, meta))
+        Ok(([data, meta], block.block.clone()))
     });
     opened.await.map_err(|e| err!(Internal, "grant task: {e}"))?
 }

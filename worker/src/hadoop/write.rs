@@ -6,7 +6,7 @@
 //! Source: `BlockReceiver` and `DataXceiver.writeBlock` 3.4.1.
 
 use super::open::OpenBlock;
-use super::pipeline::{Ack, Mirror};
+use super::pipeline::{Ack, Acknowledgements, Mirror};
 use super::server::Peer;
 use super::{WRITTEN, refusal, send, status_of, verify};
 use crate::core::Core;
@@ -180,15 +180,11 @@ async fn packets(
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let mut pending = Vec::new();
-    let gone = |_| err!(Unavailable, "acknowledgements are not sent any more");
     loop {
         // Together, when nothing more is at hand; a block that ends first needs no log.
         if (reader.buffer().is_empty() && !pending.is_empty()) || pending.len() >= UNACKNOWLEDGED {
-            tokio::task::block_in_place(|| open.block.persist())?;
             pass_on(&mut mirror, &[]).await;
-            for ack in pending.drain(..) {
-                acks.send(ack).await.map_err(gone)?;
-            }
+            let_go(open, &mut pending, &acks).await?;
         }
         let packet = tokio::select! {
             () = shutdown.cancelled() => return Err(err!(Unavailable, "this worker is stopping")),
@@ -209,19 +205,20 @@ async fn packets(
         };
         let status = ended.as_ref().map_or_else(status_of, |_| wire::Status::Success);
         pending.push(Ack { seqno, status, length: ended.as_ref().copied().unwrap_or(0) });
-        if let Err(e) = ended {
-            for ack in pending {
-                acks.send(ack).await.map_err(gone)?;
-            }
-            return Err(e);
-        }
-        if last {
-            for ack in pending {
-                acks.send(ack).await.map_err(gone)?;
-            }
-            return Ok(());
+        if last || ended.is_err() {
+            let_go(open, &mut pending, &acks).await?;
+            return ended.map(drop);
         }
     }
+}
+
+/// Has packets acknowledged whose bytes are here, once these outlive the process; of a block that was ended by then they do.
+async fn let_go(open: &Open, pending: &mut Vec<Ack>, acks: &mpsc::Sender<Ack>) -> Result<()> {
+    tokio::task::block_in_place(|| open.block.persist())?;
+    for ack in pending.drain(..) {
+        acks.send(ack).await.map_err(|_| err!(Unavailable, "acknowledgements are not sent any more"))?;
+    }
+    Ok(())
 }
 
 /// Sends bytes on to the next worker, or what is buffered of them. One that does not take them is given up: its acknowledgements are missing then, by which the
@@ -276,7 +273,7 @@ fn take(open: &Open, packet: &Packet) -> Result<u64> {
 /// Sends acknowledgements, each once the workers after this one have given theirs. Errors: the client is gone, or one of them.
 async fn acknowledge(
     writer: &mut (impl AsyncWrite + Unpin),
-    mut mirror: Option<super::pipeline::From>,
+    mut mirror: Option<Acknowledgements>,
     open: &Open,
     mut waiting: mpsc::Receiver<Ack>,
 ) -> Result<()> {
