@@ -36,10 +36,7 @@ pub enum Command {
     /// A worker: caches blocks, serves clients
     Worker(WorkerArgs),
     /// Mount the namespace as a file system (FUSE)
-    Mount {
-        /// Where
-        mountpoint: PathBuf,
-    },
+    Mount(MountArgs),
     /// Files and folders
     #[command(subcommand)]
     Fs(FsCommand),
@@ -54,6 +51,28 @@ pub enum Command {
     /// Configuration: every value and where it came from
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(Args)]
+pub struct MountArgs {
+    /// A folder of this machine
+    pub mountpoint: PathBuf,
+    /// The folder of the namespace to mount
+    #[arg(long, default_value = "/", value_name = "PATH")]
+    pub path: String,
+    /// Change nothing through it (also -o ro)
+    #[arg(long)]
+    pub read_only: bool,
+    /// Options, separated by commas, each also in section [fuse] of the configuration: attr_ttl_ms, entry_ttl_ms, threads, passthrough,
+    /// read_ahead_kb, staging_dir, allow_other, hard
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+    /// Stay until it is unmounted, or this is told to stop (SIGTERM)
+    #[arg(long, short = 'f')]
+    pub foreground: bool,
+    /// Where the process in the background logs to (default: /var/log/forebay/mount-….log, or in the user's data folder)
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -500,6 +519,7 @@ impl Cli {
             (Some(filter), _) => filter,
             (None, Command::Master | Command::Worker(_)) => "info,openraft=warn",
             (None, Command::Local(_)) => "warn,openraft=error",
+            (None, Command::Mount(args)) if args.foreground => "info",
             (None, _) => "error,forebay::waiting=warn",
         }
     }

@@ -5,6 +5,7 @@ mod config_cmd;
 mod doctor;
 mod fs;
 mod job;
+mod mount;
 mod output;
 mod report;
 mod roles;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(mount::arguments());
     let json = cli.json;
     match run(cli) {
         Ok(code) => code,
@@ -38,7 +39,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
     telemetry::init(cli.log_filter())?;
     let loaded = config::load(cli.config.as_deref(), &cli.flags()?)?;
     let runtime = match cli.command {
-        Command::Local(_) | Command::Master | Command::Worker(_) => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+        Command::Local(_) | Command::Master | Command::Worker(_) | Command::Mount(_) => {
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()
+        }
         _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
     };
     let runtime = runtime.map_err(forebay_common::error::at("starting the runtime"))?;
@@ -48,7 +51,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Local(args) => roles::local(loaded.config, args).await.map(|()| ExitCode::SUCCESS),
             Command::Master => roles::master(loaded.config).await.map(|()| ExitCode::SUCCESS),
             Command::Worker(_) => roles::worker(loaded.config).await.map(|()| ExitCode::SUCCESS),
-            Command::Mount { mountpoint } => forebay_fuse::mount(&mountpoint).map(|()| ExitCode::SUCCESS),
+            Command::Mount(args) => mount::run(args, &loaded.config, output).await.map(|()| ExitCode::SUCCESS),
             Command::Fs(command) => fs::run(command, &loaded.config.client, output).await,
             Command::Fsadmin(command) => report::run(command, &loaded.config.client, output).await,
             Command::Job(command) => job::run(command, &loaded.config.client, output).await.map(|()| ExitCode::SUCCESS),

@@ -21,6 +21,11 @@ const HOUSEKEEPING: Duration = Duration::from_millis(500);
 pub struct CreateOptions {
     /// Replace a file that is there.
     pub overwrite: bool,
+    /// Replace a file that is there as a whole, when all is written: until then it is what it was, and it keeps its id, owner, mode and
+    /// other attributes. Nobody else changes it meanwhile.
+    pub replace: bool,
+    /// With `replace`: nothing but the file of this id (`FileChanged` when it is not there any more); 0: whatever is there, or a new one.
+    pub only_file: u64,
     /// Make missing folders.
     pub recursive: bool,
     /// Permission bits; 0 takes 0644.
@@ -50,6 +55,24 @@ pub(crate) struct Inner {
     pub counters: Counters,
     pub config: ClientConfig,
     leases: Mutex<HashMap<u64, (Instant, Duration)>>,
+}
+
+/// A folder being listed.
+pub struct Listing {
+    stream: tonic::Streaming<ListResponse>,
+    /// Folders below that this user may not read, as far as they were come upon.
+    pub denied: Vec<AbsPath>,
+}
+
+impl Listing {
+    /// The next entries, by name; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Vec<FileStatus>>> {
+        let Some(message) = self.stream.message().await.map_err(|s| forebay_proto::convert::from_status(&s))? else { return Ok(None) };
+        for folder in message.denied {
+            self.denied.push(AbsPath::parse(&folder)?);
+        }
+        Ok(Some(message.entries))
+    }
 }
 
 /// A connected client.
@@ -144,22 +167,24 @@ impl FileSystem {
 
     /// The same, batch by batch. Returns the folders below that this user may not read.
     pub async fn list_each(&self, path: &AbsPath, recursive: bool, mut each: impl FnMut(Vec<FileStatus>) -> Result<()>) -> Result<Vec<AbsPath>> {
+        let mut listing = self.listing(path, recursive).await?;
+        while let Some(entries) = listing.next().await? {
+            each(entries)?;
+        }
+        Ok(listing.denied)
+    }
+
+    /// The same, for who takes the batches when it wants them: what is not asked for yet stays with the master.
+    pub async fn listing(&self, path: &AbsPath, recursive: bool) -> Result<Listing> {
         let m = &self.inner.master;
-        let mut stream = m
+        let stream = m
             .ask(|caller| {
                 let request = ListRequest { caller, path: raw(path), recursive, limit: 0 };
                 let mut files = m.files.clone();
                 async move { files.list(request).await }
             })
             .await?;
-        let mut denied = Vec::new();
-        while let Some(message) = stream.message().await.map_err(|s| forebay_proto::convert::from_status(&s))? {
-            for folder in message.denied {
-                denied.push(AbsPath::parse(&folder)?);
-            }
-            each(message.entries)?;
-        }
-        Ok(denied)
+        Ok(Listing { stream, denied: Vec::new() })
     }
 
     /// The first entries of a folder, at most `limit`; the under store is asked for no more than the page they are on.
@@ -265,10 +290,15 @@ impl FileSystem {
 
     /// Makes a folder.
     pub async fn mkdir(&self, path: &AbsPath, recursive: bool, exist_ok: bool) -> Result<FileStatus> {
+        self.mkdir_as(path, recursive, exist_ok, 0).await
+    }
+
+    /// The same with permission bits; 0 takes 0755.
+    pub async fn mkdir_as(&self, path: &AbsPath, recursive: bool, exist_ok: bool, mode: u32) -> Result<FileStatus> {
         let m = &self.inner.master;
         let answer = m
             .change(|caller| {
-                let request = MkdirRequest { caller, path: raw(path), recursive, exist_ok, ..MkdirRequest::default() };
+                let request = MkdirRequest { caller, path: raw(path), recursive, exist_ok, mode, ..MkdirRequest::default() };
                 let mut files = m.files.clone();
                 async move { files.mkdir(request).await }
             })

@@ -25,7 +25,7 @@ mod writer;
 
 pub use block::Source;
 pub use counters::Counters;
-pub use file_system::{CreateOptions, FileSystem, LocalWorker};
+pub use file_system::{CreateOptions, FileSystem, Listing, LocalWorker};
 pub use pieces::Pieces;
 pub use reader::FileReader;
 pub use writer::FileWriter;

@@ -41,6 +41,8 @@ pub(crate) struct Located {
 pub struct FileReader {
     pub(crate) inner: Arc<Inner>,
     pub(crate) path: AbsPath,
+    /// Where it is by now, where whoever reads has moved it.
+    moved: RwLock<Option<AbsPath>>,
     status: FileStatus,
     located: RwLock<Arc<Located>>,
     local: Vec<RwLock<Weak<LocalBlock>>>,
@@ -65,12 +67,22 @@ impl FileReader {
         let status = answer.status.ok_or_else(|| err!(Internal, "the master answered without a status"))?;
         let local = (0..located.blocks.len()).map(|_| RwLock::default()).collect();
         let sequential = Mutex::new(Sequential { position: 0, window: Window::growing(inner.config.readahead.as_u64()) });
-        Ok(FileReader { inner, path, status, local, located: RwLock::new(Arc::new(located)), sequential })
+        Ok(FileReader { inner, path, moved: RwLock::default(), status, local, located: RwLock::new(Arc::new(located)), sequential })
     }
 
     /// Bytes in the file.
     pub fn length(&self) -> u64 {
         self.status.length
+    }
+
+    /// Where the file is to be looked up from now on: it was moved by whoever reads it.
+    pub fn note_moved(&self, path: AbsPath) {
+        *self.moved.write().unwrap_or_else(|e| e.into_inner()) = Some(path);
+    }
+
+    /// Blocks of the file.
+    pub fn block_count(&self) -> usize {
+        self.local.len()
     }
 
     /// The status at opening.
@@ -164,6 +176,35 @@ impl FileReader {
     /// mapped ones are handed out without a copy.
     pub fn pieces(&self, range: Range<u64>) -> Pieces<'_> {
         Pieces::new(self, range)
+    }
+
+    /// Bytes at `offset` without waiting for anybody: where they are in a block that is mapped here, present and verified before or now.
+    /// `None` where `slice` has to be asked.
+    pub fn slice_now(&self, offset: u64, length: usize) -> Option<Bytes> {
+        let wanted = usize::try_from(self.status.length.saturating_sub(offset)).unwrap_or(usize::MAX).min(length);
+        if wanted == 0 {
+            return Some(Bytes::new());
+        }
+        let (block, range) = self.within_block(offset, wanted);
+        let local = self.held(block).filter(|local| (range.end - range.start) as usize == wanted && local.missing(range.clone()).is_none())?;
+        let bytes = local.slice(range.start, wanted).ok()?;
+        add(&self.inner.counters.read_domain, wanted);
+        Some(bytes)
+    }
+
+    /// The same as `descriptor`, but only of a block that is whole by now: nothing is fetched for it.
+    pub async fn whole_descriptor(&self, block: usize) -> Option<std::os::fd::OwnedFd> {
+        let length = self.located().blocks.get(block)?.length;
+        self.make_present(block, 0..0, 0..0).await.ok()?;
+        let local = self.held(block)?;
+        if local.missing(0..length).is_some() {
+            return None;
+        }
+        if local.is_wholly_verified() {
+            return local.descriptor().try_clone_to_owned().ok();
+        }
+        let verified = tokio::task::spawn_blocking(move || local.verify(0..length).map(|()| local));
+        verified.await.ok()?.ok()?.descriptor().try_clone_to_owned().ok()
     }
 
     /// A duplicate of the granted descriptor of a block that is whole on this machine; `None` where it is not. For those
@@ -329,7 +370,8 @@ impl FileReader {
     }
 
     async fn locate_again(&self) -> Result<()> {
-        let mut answer = match self.inner.open(&self.path).await {
+        let moved = self.moved.read().unwrap_or_else(|e| e.into_inner()).clone();
+        let mut answer = match self.inner.open(moved.as_ref().unwrap_or(&self.path)).await {
             Ok(answer) => answer,
             Err(e) if e.is_retryable() => return Ok(()),
             Err(e) => return Err(e.context(format!("reading {}", self.path))),

@@ -54,6 +54,8 @@ impl FileWriter {
                     local_workers: local_workers.clone(),
                     avoid_workers: Vec::new(),
                     replicas: options.replicas,
+                    replace: options.replace,
+                    only_file: options.only_file,
                 };
                 let mut files = m.files.clone();
                 async move { files.create(request).await }
@@ -88,6 +90,11 @@ impl FileWriter {
             broken: false,
             renewed: Instant::now(),
         })
+    }
+
+    /// The file as it was made: empty, and not complete.
+    pub fn status(&self) -> &FileStatus {
+        &self.status
     }
 
     /// Appends. Errors: the worker or the under store failed; the file must be written again.

@@ -1,13 +1,18 @@
-//! The FUSE mount. Not built yet: `forebay mount` says so.
+//! The FUSE mount: the namespace as files of this machine, for programs that know nothing else.
+//!
+//! `run` mounts and serves until the mount is taken away or the process is told to stop. `handler` takes the kernel's requests, `mount` says what each
+//! comes to, `nodes` keeps what the kernel knows by number, `staged` files that are being written, `folder` open folders, `attributes` translates.
+//!
+//! Invariants: what `close` or `fsync` answered is in the namespace, as durable as its write type says; a reader sees one content of a file, the one that was
+//! there when it was opened, and whoever opens later the newest; the kernel is asked to read a block by itself only when every
+//! chunk of it was compared with its checksum.
 
-use forebay_common::{Result, err};
-use std::path::Path;
+mod attributes;
+mod folder;
+mod handler;
+mod mount;
+mod nodes;
+mod session;
+mod staged;
 
-/// Errors: `Unsupported`, always, until the mount is built (docs/ROADMAP.md).
-pub fn mount(mountpoint: &Path) -> Result<()> {
-    Err(err!(
-        Unsupported,
-        "mounting on {}: the FUSE mount is not built yet; until then use `forebay fs get` and `forebay fs put`, or the client library",
-        mountpoint.display()
-    ))
-}
+pub use session::{Options, run};

@@ -16,7 +16,7 @@ use crate::tasks::Tasks;
 use crate::worker::{Registry, TokenKeys};
 use forebay_common::config::{MasterConfig, SecurityConfig};
 use forebay_common::{BlockId, MountId, Result, clock, err};
-use forebay_proto::journal::{Command, Reply, command::Op};
+use forebay_proto::journal::{Command, RenewLease, Reply, command::Op};
 use forebay_proto::{Caller, NamedValue};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -131,6 +131,23 @@ impl Core {
     /// Has a change applied on behalf of somebody whose job this is.
     pub async fn change_as(&self, who: &Who, op: Op) -> Result<Reply> {
         self.propose(who.clone(), 0, 0, op).await
+    }
+
+    /// Sees to it that a file's lease holds for half its time at least, and returns for how many milliseconds; one that is that young costs
+    /// no journal entry. Errors: `Expired`.
+    pub async fn hold_lease(&self, file_id: u64, lease_id: u64) -> Result<u64> {
+        let remaining = || -> Result<(u64, u64)> {
+            let lease = self.store.view().lease(lease_id)?.filter(|l| l.file_id == file_id);
+            let lease =
+                lease.ok_or_else(|| err!(Expired, "the lease of file {file_id} is over: its writer was silent for too long, write it again"))?;
+            Ok((lease.expires_at_ms.saturating_sub(clock::now_ms()), lease.ttl_ms))
+        };
+        let (mut remaining_ms, ttl_ms) = remaining()?;
+        if remaining_ms < ttl_ms / 2 {
+            self.own_change(Op::RenewLease(RenewLease { lease_ids: vec![lease_id] })).await?;
+            (remaining_ms, _) = remaining()?;
+        }
+        Ok(remaining_ms)
     }
 
     async fn propose(&self, who: Who, client_id: u64, sequence: u64, op: Op) -> Result<Reply> {

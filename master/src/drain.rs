@@ -63,6 +63,11 @@ impl Drain {
         let mut ordered = 0;
         for id in core.soft.blocks.of_worker(worker) {
             let Some((_, inode)) = view.block_owner(id)?.map(|owner| view.inode(owner)).transpose()?.flatten() else { continue };
+            // Bytes that a file is to have later are only here until then.
+            if inode.completed && inode.lease_id > 0 && !namespace::has_block(&inode, id) {
+                to_move += 1;
+                continue;
+            }
             if inode.persisted {
                 continue;
             }

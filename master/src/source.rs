@@ -10,6 +10,7 @@ use forebay_common::token::{self, Claims, UfsSource};
 use forebay_common::{BlockId, InodeId, Result, WorkerId, clock};
 use forebay_proto::store::Inode;
 use forebay_proto::{BlockSource, CopyBlock, FileBytes, LoadBlock};
+use std::ops::Range;
 
 /// Live workers that have a block whole, those that stay first.
 pub fn whole_on(core: &Core, live: &[WorkerView], block: BlockId, length: u64) -> Vec<WorkerId> {
@@ -68,9 +69,15 @@ pub fn copy_order(core: &Core, inode: &Inode, block: BlockId, length: u64, holde
 
 /// A file for a worker that is to read all of it. What `reader` has whole itself is not named.
 pub fn file_bytes(core: &Core, inode: &Inode, ufs: Option<UfsSource>, reader: WorkerId) -> Result<FileBytes> {
+    range_bytes(core, inode, ufs, reader, &(0..inode.length))
+}
+
+/// The same for a worker that is to read a range.
+pub fn range_bytes(core: &Core, inode: &Inode, ufs: Option<UfsSource>, reader: WorkerId, range: &Range<u64>) -> Result<FileBytes> {
     let live = core.soft.workers.live();
     let mut sources = Vec::new();
-    for (block, (_, length)) in namespace::blocks(inode) {
+    let within = namespace::blocks(inode).filter(|(_, (start, length))| *start < range.end && start + length > range.start);
+    for (block, (_, length)) in within {
         let whole = whole_on(core, &live, block, length);
         if !whole.contains(&reader)
             && let Some(holder) = whole.first().and_then(|id| live.iter().find(|w| w.id == *id))

@@ -304,17 +304,16 @@ impl Cluster {
         report.metrics.iter().find(|m| m.name == name).map_or(0, |m| m.value)
     }
 
-    /// A metric of the first worker, as its web port shows it.
+    /// A metric of the first worker.
     pub async fn worker_metric(&self, name: &str) -> u64 {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        self.worker_metrics(name).await[0]
+    }
+
+    /// A metric of each live worker, as its web port shows it.
+    pub async fn worker_metrics(&self, name: &str) -> Vec<u64> {
         let report = self.client().await.report().await.expect("report");
-        let address = report.workers[0].address.clone().expect("address");
-        let mut stream = tokio::net::TcpStream::connect((address.host.as_str(), address.web_port as u16)).await.expect("web port");
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n").await.expect("request");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.expect("metrics");
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.trim().parse::<f64>().ok()).map_or(0, |value| value as u64)
+        let addresses = report.workers.iter().filter(|w| !w.lost).map(|w| w.address.clone().expect("address"));
+        futures::future::join_all(addresses.map(|address| metric_at(address, name))).await
     }
 
     /// Waits until what the workers have counted by now is known to the master: of two heartbeats that come in from now on,
@@ -337,6 +336,16 @@ impl Cluster {
         self.client().await.mount(&p(path), &uri, false, options).await.expect("mount");
         folder
     }
+}
+
+async fn metric_at(address: forebay_proto::WorkerAddress, name: &str) -> u64 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect((address.host.as_str(), address.web_port as u16)).await.expect("web port");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n").await.expect("request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.expect("metrics");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse::<f64>().ok()).map_or(0, |value| value as u64)
 }
 
 /// A path of the namespace.

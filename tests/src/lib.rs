@@ -6,6 +6,7 @@
 pub mod capture;
 pub mod cluster;
 pub mod disk;
+pub mod fuse;
 pub mod hadoop;
 pub mod hdfs;
 pub mod proxy;

@@ -108,6 +108,67 @@ async fn copy_between_mounts() {
     assert_eq!(std::fs::read(folder.join("kept")).unwrap(), b"kept");
 }
 
+/// Bytes of the file of `a_large_file_is_copied_by_all_workers`: ten pieces of 8 MiB.
+const LARGE_BYTES: usize = (75 << 20) + 12_345;
+
+/// (S-25) A large file is written by all workers at once, piece by piece, into each kind of store; by those that are left when one is
+/// killed; and nothing of it stays when the job is cancelled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_is_copied_by_all_workers() {
+    let mut cluster = Cluster::start(3, &[("master.worker_timeout_ms", "1000")]).await;
+    let s3 = forebay_tests::s3::S3::start(cluster.dir.path()).await;
+    let hdfs = forebay_tests::hdfs::Hdfs::start(cluster.dir.path()).await;
+    let fs = cluster.client().await;
+    fs.mount(&p("/s3"), "s3://bucket/deep/er", false, s3.options(None)).await.unwrap();
+    fs.mount(&p("/hdfs"), &format!("{}/w", hdfs.uri), false, Default::default()).await.unwrap();
+    let folder = cluster.mount_folder("/m", &[("sync_interval_ms", "0"), ("block_size", "3MiB")]).await;
+    let bytes = pattern(1, 0, LARGE_BYTES);
+    std::fs::write(folder.join("large"), &bytes).unwrap();
+    let written = "forebay_worker_written_through_bytes_total";
+    for target in ["/s3/a/large file", "/hdfs/a/large", "/m/a/large"] {
+        let before = cluster.worker_metrics(written).await;
+        let said = cluster.json(&["fs", "cp", "/m/large", target]);
+        assert_eq!((&said["files"], &said["bytes"], &said["bytes_found"]), (&1.into(), &LARGE_BYTES.into(), &LARGE_BYTES.into()), "{said}");
+        let after = cluster.worker_metrics(written).await;
+        let each: Vec<u64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+        assert!(
+            each.len() == 3 && each.iter().all(|bytes| *bytes >= 8 << 20) && each.iter().sum::<u64>() == LARGE_BYTES as u64,
+            "{target}: {each:?}"
+        );
+        assert!(read_all(&fs, target).await == bytes, "{target}");
+    }
+    assert!(std::fs::read(s3.folder.join("deep/er/a/large file")).unwrap() == bytes);
+    assert!(hdfs.shell(&["-cat", "/w/a/large"]).stdout == bytes);
+    cluster.ok(&["fs", "checkConsistency", "/"]);
+    // A worker is killed in the middle.
+    for (round, target) in ["/s3/b", "/hdfs/b", "/m/b"].into_iter().enumerate() {
+        let job = cluster.json(&["fs", "cp", "/m/large", target, "--bandwidth", "24MiB", "--no-wait"])["job"].as_u64().unwrap().to_string();
+        eventually("some of it is there", 60, async || cluster.json(&["job", "stat", &job])["bytes"].as_u64().unwrap() > 8 << 20).await;
+        let victim = round % 3;
+        cluster.kill_worker(victim);
+        eventually("the job is over", 120, async || cluster.json(&["job", "stat", &job])["state"] != "running").await;
+        let said = cluster.json(&["job", "stat", &job]);
+        assert!(said["state"] == "done" && said["bytes"] == LARGE_BYTES, "{said}");
+        cluster.start_worker(victim);
+        eventually("all workers", 40, async || cluster.json(&["fsadmin", "report", "summary"])["live_workers"] == 3).await;
+        assert!(read_all(&fs, target).await == bytes, "{target}");
+    }
+    // Given up in the middle.
+    for target in ["/s3/c", "/hdfs/c", "/m/c"] {
+        let job = cluster.json(&["fs", "cp", "/m/large", target, "--bandwidth", "16MiB", "--no-wait"])["job"].as_u64().unwrap().to_string();
+        eventually("some of it is there", 60, async || cluster.json(&["job", "stat", &job])["bytes"].as_u64().unwrap() > 0).await;
+        cluster.ok(&["job", "cancel", &job]);
+    }
+    let remnants = async || {
+        let local =
+            std::fs::read_dir(&folder).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with(".forebay-tmp")).count();
+        let there = String::from_utf8(hdfs.shell(&["-ls", "/w"]).stdout).unwrap();
+        local + there.matches(".forebay-tmp").count()
+    };
+    eventually("nothing is left in progress", 60, async || remnants().await == 0).await;
+    assert!(!folder.join("c").exists() && !s3.folder.join("deep/er/c").exists());
+}
+
 /// (S-26) Files that wish for copies have them, again after a worker was lost; those of no under store first. What is read
 /// elsewhere again and again gets a copy there, up to the mount's limit.
 #[tokio::test(flavor = "multi_thread")]

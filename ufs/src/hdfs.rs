@@ -7,6 +7,7 @@
 //! Files are never appended to: a reader of the older length would meet blocks that change under it.
 
 use crate::hdfs_events::HdfsEvents;
+use crate::namenodes::{Namenodes, NamenodesOf};
 use crate::requests::{Request, Requests};
 use crate::store::{LIST_PAGE_ENTRIES, Page, UfsEntry};
 use crate::{UfsUri, fingerprint, metrics};
@@ -14,6 +15,7 @@ use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use forebay_common::limits::NAME_MAX_BYTES;
 use forebay_common::{Error, ErrorKind, Result, err};
+use forebay_hdfs::hadoop::hdfs::{ConcatRequestProto, ConcatResponseProto, GetFileInfoRequestProto, GetFileInfoResponseProto};
 use hdfs_native::client::{FileStatus, ListStatusIterator};
 use hdfs_native::file::{FileReader, FileWriter};
 use hdfs_native::{Client, ClientBuilder, HdfsError, WriteOptions};
@@ -48,16 +50,12 @@ pub struct HdfsStore {
     retries: usize,
     readers: Cache<(Vec<u8>, String), Arc<FileReader>>,
     requests: Arc<Requests>,
-    /// What its event stream is read with; where that was asked for.
-    events: Option<EventsOf>,
-}
-
-struct EventsOf {
-    authority: String,
-    config_dir: Option<String>,
-    hadoop: BTreeMap<String, String>,
-    user: Option<String>,
-    interval: Duration,
+    /// Its NameNodes, for the calls that hdfs-native does not make.
+    namenodes: NamenodesOf,
+    /// Which those calls do not speak.
+    kerberos: bool,
+    /// How often its event stream is read, where that was asked for.
+    inotify: Option<Duration>,
 }
 
 fn number(options: &BTreeMap<String, String>, name: &str, default: u64) -> Result<u64> {
@@ -91,16 +89,16 @@ impl HdfsStore {
                 }
             }
         }
-        let events = match number(options, "inotify_ms", 0)? {
-            0 => None,
-            ms => Some(EventsOf {
-                authority: authority.to_owned(),
-                config_dir: options.get("config_dir").cloned(),
-                hadoop: hadoop.clone(),
-                user: options.get("user").cloned(),
-                interval: Duration::from_millis(ms),
-            }),
+        let timeout = Duration::from_millis(number(options, "timeout_ms", 10_000)?);
+        let inotify = Some(number(options, "inotify_ms", 0)?).filter(|ms| *ms > 0).map(Duration::from_millis);
+        let namenodes = NamenodesOf {
+            authority: authority.to_owned(),
+            config_dir: options.get("config_dir").cloned(),
+            hadoop: hadoop.clone(),
+            user: options.get("user").cloned(),
+            timeout,
         };
+        let kerberos = ["principal", "keytab", "ticket_cache"].iter().any(|name| options.contains_key(*name));
         let mut builder = ClientBuilder::new().with_config(hadoop);
         if let Some(dir) = options.get("config_dir") {
             let file = std::path::Path::new(dir).join("core-site.xml");
@@ -141,20 +139,102 @@ impl HdfsStore {
             root: root.trim_end_matches('/').to_owned(),
             write,
             hsync,
-            timeout: Duration::from_millis(number(options, "timeout_ms", 10_000)?),
+            timeout,
             io_timeout,
             retries: usize::try_from(number(options, "retries", 4)?).unwrap_or(4),
             readers: Cache::builder().max_capacity(READERS_MAX).time_to_live(READER_KEPT).build(),
             requests,
-            events,
+            namenodes,
+            kerberos,
+            inotify,
         })
     }
 
     /// Its event stream, where the mount asks for it. Errors: a name service that the configuration does not know.
     pub fn events(&self) -> Result<Option<HdfsEvents>> {
-        let Some(of) = &self.events else { return Ok(None) };
-        let (config_dir, user) = (of.config_dir.as_deref(), of.user.as_deref());
-        HdfsEvents::new(&of.authority, &self.root, config_dir, of.hadoop.clone(), user, self.timeout, of.interval).map(Some)
+        let Some(interval) = self.inotify else { return Ok(None) };
+        Ok(Some(HdfsEvents::new(Namenodes::find(&self.namenodes)?, &self.root, interval)))
+    }
+
+    /// Whether files can be joined here.
+    pub fn can_concat(&self) -> bool {
+        !self.kerberos
+    }
+
+    /// A hidden folder beside the target, for its pieces.
+    pub async fn begin_pieces(&self, key: &[u8]) -> Result<String> {
+        let target = self.path(key)?;
+        let folder = target.rsplit_once('/').filter(|_| !key.is_empty()).map(|(folder, _)| folder);
+        let folder = folder.ok_or_else(|| err!(IsADirectory, "a folder cannot be written"))?;
+        // What joins them is asked first whether it is spoken to.
+        let look = GetFileInfoRequestProto { src: "/".into() };
+        Namenodes::find(&self.namenodes)?.call::<GetFileInfoResponseProto>("getFileInfo", &look).await?;
+        let pieces = format!("{folder}/{TEMPORARY_PREFIX}{:016x}", rand::random::<u64>());
+        self.mkdirs(&pieces).await?;
+        Ok(pieces)
+    }
+
+    /// A file of its own, whoever was at the same piece before: a late writer is in nobody's way.
+    pub async fn piece(&self, upload: &str, number: u64) -> Result<HdfsWriter> {
+        let path = format!("{upload}/{number:08}-{:08x}", rand::random::<u32>());
+        let (name, options) = (path.clone(), self.write.clone().create_parent(false));
+        let made = self
+            .call(Request::Write, |client| {
+                let (path, options) = (name.clone(), options.clone());
+                async move { client.create(&path, options).await }
+            })
+            .await?;
+        Ok(self.writing(made, path.clone(), path))
+    }
+
+    /// Joins the pieces, by their paths, and moves the whole to its name.
+    pub async fn complete_pieces(&self, key: &[u8], upload: &str, pieces: &[String], length: u64) -> Result<UfsEntry> {
+        let [whole, others @ ..] = pieces else { return Err(err!(InvalidArgument, "a file without pieces")) };
+        let (whole, target) = (whole.clone(), self.path(key)?);
+        if !others.is_empty() {
+            self.requests.count(Request::Rename);
+            let request = ConcatRequestProto { trg: whole.clone(), srcs: others.to_vec() };
+            let joined = Namenodes::find(&self.namenodes)?.call::<ConcatResponseProto>("concat", &request).await;
+            // Of an answer that was lost the length tells.
+            if let Err(e) = joined
+                && self.info(&whole).await.is_ok_and(|status| status.length as u64 != length)
+            {
+                return Err(e);
+            }
+        }
+        let status = self.info(&whole).await?;
+        if status.length as u64 != length {
+            return Err(err!(UnderStore, "the pieces have {} bytes together instead of {length}", status.length));
+        }
+        self.requests.count(Request::Rename);
+        timed(self.timeout, self.client.rename(&whole, &target, true)).await?;
+        if let Err(e) = self.abort_pieces(upload).await {
+            tracing::warn!(error = %e, path = upload, "an empty folder stays behind");
+        }
+        Ok(entry(target.rsplit('/').next().unwrap_or_default().as_bytes(), &status))
+    }
+
+    pub async fn abort_pieces(&self, upload: &str) -> Result<()> {
+        let path = upload.to_owned();
+        self.call(Request::Delete, |client| {
+            let path = path.clone();
+            async move { client.delete(&path, true).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    fn writing(&self, writer: FileWriter, temporary: String, target: String) -> HdfsWriter {
+        HdfsWriter {
+            client: self.client.clone(),
+            writer: Some(writer),
+            temporary,
+            target,
+            hsync: self.hsync,
+            timeout: self.timeout,
+            io_timeout: self.io_timeout.max(WRITE_TIMEOUT_MIN),
+            requests: self.requests.clone(),
+        }
     }
 
     fn path(&self, key: &[u8]) -> Result<String> {
@@ -313,16 +393,7 @@ impl HdfsStore {
                 .await;
             match made {
                 Ok(writer) => {
-                    return Ok(HdfsWriter {
-                        client: self.client.clone(),
-                        writer: Some(writer),
-                        temporary,
-                        target: target.clone(),
-                        hsync: self.hsync,
-                        timeout: self.timeout,
-                        io_timeout: self.io_timeout.max(WRITE_TIMEOUT_MIN),
-                        requests: self.requests.clone(),
-                    });
+                    return Ok(self.writing(writer, temporary, target.clone()));
                 }
                 Err(e) if e.kind() == ErrorKind::NotFound && !is_root => folder = folder.rsplit_once('/').map_or("", |(above, _)| above),
                 Err(e) => {
@@ -549,6 +620,18 @@ impl HdfsWriter {
         self.requests.count(Request::Rename);
         timed(self.timeout, self.client.rename(&self.temporary, &self.target, true)).await?;
         Ok(entry(self.target.rsplit('/').next().unwrap_or_default().as_bytes(), &status))
+    }
+
+    /// Where it is written.
+    pub fn path(&self) -> &str {
+        &self.temporary
+    }
+
+    /// Ends the file as it stands.
+    pub async fn end_quietly(mut self) {
+        if let Err(e) = self.end().await {
+            tracing::debug!(error = %e, path = self.temporary, "a piece that was given up was not closed");
+        }
     }
 
     pub async fn abort(mut self) {

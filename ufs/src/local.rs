@@ -174,14 +174,72 @@ impl LocalStore {
                     dir => break dir?,
                 }
             };
-            let temporary = format!("{TEMPORARY_PREFIX}{:016x}", rand::random::<u64>());
-            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-            let fd = nix::fcntl::openat(dir.as_fd(), temporary.as_str(), flags, Mode::from_bits_truncate(0o644))
-                .map_err(|e| failed("making a temporary file", e))?;
-            Ok(LocalWriter {
-                state: Some(WriterState { root, parent: parent.to_vec(), dir, temporary, name: name.to_vec(), file: File::from(fd) }),
-                names,
-            })
+            let (temporary, file) = make_temporary(&dir)?;
+            Ok(LocalWriter { state: Some(WriterState { root, parent: parent.to_vec(), dir, temporary, name: name.to_vec(), file }), names })
+        })
+        .await
+    }
+
+    /// A temporary file of that length beside the target; its name is what the pieces are handed in under.
+    pub async fn begin_pieces(&self, key: &[u8], length: u64) -> Result<String> {
+        self.requests.count(Request::Write);
+        let (root, key) = (self.root.clone(), key.to_vec());
+        blocking(move || {
+            let (parent, name) = split(&key);
+            if name.is_empty() {
+                return Err(err!(IsADirectory, "a folder cannot be written"));
+            }
+            make_folders(&root, parent)?;
+            let dir = beneath(&root, parent, OFlag::O_DIRECTORY | OFlag::O_RDONLY)?;
+            let (temporary, file) = make_temporary(&dir)?;
+            file.set_len(length).and_then(|()| file.sync_all()).map_err(at("a temporary file"))?;
+            sync(&dir)?;
+            Ok(temporary)
+        })
+        .await
+    }
+
+    fn open_temporary(root: &OwnedFd, key: &[u8], upload: &str) -> Result<(OwnedFd, File)> {
+        if !upload.starts_with(TEMPORARY_PREFIX) || upload.contains('/') {
+            return Err(err!(InvalidArgument, "{upload:?} is no file in progress"));
+        }
+        let dir = beneath(root, split(key).0, OFlag::O_DIRECTORY | OFlag::O_RDONLY)?;
+        let file = beneath(&dir, upload.as_bytes(), OFlag::O_WRONLY).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => err!(NotFound, "the file in progress is not here: is this folder the same on every worker?"),
+            _ => e,
+        })?;
+        Ok((dir, File::from(file)))
+    }
+
+    pub async fn piece(&self, key: &[u8], upload: &str, offset: u64) -> Result<LocalPiece> {
+        let (root, key, upload) = (self.root.clone(), key.to_vec(), upload.to_owned());
+        let file = blocking(move || Self::open_temporary(&root, &key, &upload).map(|(_, file)| file)).await?;
+        Ok(LocalPiece { file: Arc::new(file), at: offset })
+    }
+
+    pub async fn complete_pieces(&self, key: &[u8], upload: &str, length: u64) -> Result<UfsEntry> {
+        self.requests.count(Request::Rename);
+        let (root, names, key, upload) = (self.root.clone(), self.names.clone(), key.to_vec(), upload.to_owned());
+        blocking(move || {
+            let (dir, file) = Self::open_temporary(&root, &key, &upload)?;
+            let there = file.metadata().map_err(at("stat"))?.len();
+            if there != length {
+                return Err(err!(UnderStore, "the pieces have {there} bytes together instead of {length}"));
+            }
+            file.sync_all().map_err(at("fsync"))?;
+            let name = split(&key).1;
+            nix::fcntl::renameat(dir.as_fd(), upload.as_str(), dir.as_fd(), os(name)).map_err(|e| failed("publishing", e))?;
+            sync(&dir)?;
+            Ok(names.entry(name, &file.metadata().map_err(at("stat"))?))
+        })
+        .await
+    }
+
+    pub async fn abort_pieces(&self, key: &[u8], upload: &str) -> Result<()> {
+        let (root, key, upload) = (self.root.clone(), key.to_vec(), upload.to_owned());
+        blocking(move || {
+            let (dir, _) = Self::open_temporary(&root, &key, &upload)?;
+            unlink(&dir, upload.as_bytes(), UnlinkatFlags::NoRemoveDir)
         })
         .await
     }
@@ -240,6 +298,13 @@ impl LocalStore {
         })
         .await
     }
+}
+
+fn make_temporary(dir: &OwnedFd) -> Result<(String, File)> {
+    let temporary = format!("{TEMPORARY_PREFIX}{:016x}", rand::random::<u64>());
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let made = nix::fcntl::openat(dir.as_fd(), temporary.as_str(), flags, Mode::from_bits_truncate(0o644));
+    made.map(|fd| (temporary, File::from(fd))).map_err(|e| failed("making a temporary file", e))
 }
 
 fn read(root: &OwnedFd, key: &[u8], offset: u64, length: usize, expected: &str) -> Result<Bytes> {
@@ -365,6 +430,24 @@ fn page(root: &OwnedFd, names: &Names, key: &[u8], at: At) -> Result<(Page, At)>
         }
     }
     Ok((page, At::Open(open)))
+}
+
+/// A range of a file in progress.
+pub struct LocalPiece {
+    file: Arc<File>,
+    at: u64,
+}
+
+impl LocalPiece {
+    pub async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        let (file, offset) = (self.file.clone(), self.at);
+        self.at += bytes.len() as u64;
+        blocking(move || file.write_all_at(&bytes, offset).map_err(at("writing"))).await
+    }
+
+    pub async fn finish(self) -> Result<()> {
+        blocking(move || self.file.sync_all().map_err(at("fsync"))).await
+    }
 }
 
 struct WriterState {

@@ -5,6 +5,7 @@
 //! prefix. opendal's append is never used: on S3 it silently overwrites.
 
 use crate::requests::{Request as Kind, Requests};
+use crate::s3_parts::{S3Parts, S3Piece};
 use crate::store::{LIST_PAGE_ENTRIES, Page, UfsEntry};
 use crate::uri::Service;
 use crate::{UfsUri, fingerprint, metrics};
@@ -107,6 +108,8 @@ pub struct ObjectStore {
     operator: Operator,
     /// Renames without a copy; nothing there is written by us otherwise.
     read_only: Option<&'static str>,
+    /// Uploads that several processes send parts of.
+    parts: Option<Arc<S3Parts>>,
 }
 
 struct CountRetries(String);
@@ -205,9 +208,11 @@ impl ObjectStore {
                 return Err(err!(InvalidArgument, "{scheme} has no option {name:?}; it takes {} and {}", OWN_OPTIONS.join(", "), known.join(", ")));
             }
         }
+        let region = options.get("region").cloned().or_else(|| std::env::var("AWS_REGION").ok()).unwrap_or_else(|| "us-east-1".into());
         if service == Service::S3 && !options.contains_key("region") {
-            map.push(("region".into(), std::env::var("AWS_REGION").unwrap_or_else(|_| "us-east-1".into())));
+            map.push(("region".into(), region.clone()));
         }
+        let parts = (service == Service::S3).then(|| S3Parts::open(container, prefix, &region, options, requests.clone())).flatten().map(Arc::new);
         // Explicitly, not by a constructor before `main` (feature auto-register-services).
         opendal::install_default();
         let operator = operator(service, map)?;
@@ -229,7 +234,7 @@ impl ObjectStore {
             Service::Http | Service::Https => Some("a web server is only read"),
             _ => None,
         };
-        Ok(ObjectStore { operator: operator.layer(timeout).layer(retry).layer(limit), read_only })
+        Ok(ObjectStore { operator: operator.layer(timeout).layer(retry).layer(limit), read_only, parts })
     }
 
     /// Errors: `ReadOnly` for a service that is only read.
@@ -339,6 +344,28 @@ impl ObjectStore {
         let key = text(key)?.to_owned();
         let writer = self.operator.writer_with(&key).chunk(PART_BYTES).concurrent(PART_CONCURRENCY).await.map_err(error)?;
         Ok(ObjectWriter { operator: self.operator.clone(), key, writer, length: 0 })
+    }
+
+    pub fn parts(&self) -> Option<&Arc<S3Parts>> {
+        self.parts.as_ref()
+    }
+
+    fn must_have_parts(&self) -> Result<&Arc<S3Parts>> {
+        self.parts().ok_or_else(|| err!(Unsupported, "an object of this mount has one writer"))
+    }
+
+    pub async fn begin_parts(&self, key: &[u8]) -> Result<String> {
+        self.must_have_parts()?.begin(text(key)?).await
+    }
+
+    pub fn piece(&self, key: &[u8], upload: &str, offset: u64, length: u64) -> Result<S3Piece> {
+        S3Piece::new(self.must_have_parts()?.clone(), text(key)?, upload, offset, length)
+    }
+
+    /// Looked at afterwards, so that its version is what this client calls it.
+    pub async fn complete_parts(&self, key: &[u8], upload: &str, tags: Vec<String>) -> Result<UfsEntry> {
+        self.must_have_parts()?.complete(text(key)?, upload, tags).await?;
+        self.stat(key).await
     }
 
     pub async fn mkdir(&self, key: &[u8]) -> Result<()> {

@@ -116,14 +116,14 @@ impl SeenNames {
 /// An opened under store. Cheap to clone.
 #[derive(Clone)]
 pub struct UnderStore {
-    uri: UfsUri,
-    inner: Inner,
-    control: Control,
-    requests: Arc<Requests>,
+    pub(crate) uri: UfsUri,
+    pub(crate) inner: Inner,
+    pub(crate) control: Control,
+    pub(crate) requests: Arc<Requests>,
 }
 
 #[derive(Clone)]
-enum Inner {
+pub(crate) enum Inner {
     Local(Arc<LocalStore>),
     Object(ObjectStore),
     Hdfs(Arc<HdfsStore>),
@@ -144,7 +144,7 @@ enum WriterInner {
 }
 
 /// Counts a call; a failure other than "no such object" is counted apart.
-fn counted<T>(result: Result<T>) -> Result<T> {
+pub(crate) fn counted<T>(result: Result<T>) -> Result<T> {
     metrics::CALLS.inc();
     match &result {
         Err(e) if e.kind() == ErrorKind::FileChanged => metrics::CHANGED.inc(),
@@ -198,7 +198,7 @@ impl UnderStore {
         matches!(self.inner, Inner::Local(_))
     }
 
-    fn name(&self, doing: &str, key: &[u8]) -> impl FnOnce(Error) -> Error + use<> {
+    pub(crate) fn name(&self, doing: &str, key: &[u8]) -> impl FnOnce(Error) -> Error + use<> {
         let what = format!("{doing} {}", self.uri.join(key));
         move |e| e.context(what)
     }

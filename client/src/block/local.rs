@@ -235,6 +235,11 @@ impl LocalBlock {
         self.verified[chunk / 64].load(Ordering::Relaxed) & 1 << (chunk % 64) != 0
     }
 
+    /// Whether this grant has compared every chunk.
+    pub fn is_wholly_verified(&self) -> bool {
+        (0..self.header.chunks()).all(|chunk| self.is_verified(chunk))
+    }
+
     /// Present bytes, out of memory without a copy; they stay valid whatever happens to the block.
     pub fn slice(self: &Arc<Self>, offset: u64, length: usize) -> Result<Bytes> {
         self.verify(offset..offset + length as u64)?;

@@ -4,6 +4,7 @@
 //! never held here: a value `{ env = "NAME" }` or `{ file = "PATH" }` names where they are read from when used.
 
 mod client;
+mod fuse;
 mod master;
 mod mount;
 mod security;
@@ -11,6 +12,7 @@ mod tier;
 mod worker;
 
 pub use client::ClientConfig;
+pub use fuse::FuseConfig;
 pub use master::MasterConfig;
 pub use mount::{MountConfig, OptionValue, REDACTED, is_secret_option};
 pub use security::SecurityConfig;
@@ -33,6 +35,8 @@ pub struct Config {
     pub worker: WorkerConfig,
     /// Clients: the commands, the library, the mount.
     pub client: ClientConfig,
+    /// Mounts by FUSE.
+    pub fuse: FuseConfig,
     /// Who may talk to whom.
     pub security: SecurityConfig,
     /// Under stores mounted when the master starts, unless mounted already.
@@ -165,6 +169,7 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         self.master.check()?;
         self.worker.check()?;
+        self.fuse.check()?;
         self.security.check(&[("master.bind", &self.master.bind), ("worker.bind", &self.worker.bind)])
     }
 }

@@ -108,8 +108,11 @@ fn take_away(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], mut inode: I
     }
     block::free_all(c, &mut inode);
     if inode.lease_id > 0 {
-        if let Ok(Some(lease)) = c.txn.lease(inode.lease_id) {
+        if let Ok(Some(mut lease)) = c.txn.lease(inode.lease_id) {
             reopen::forget_rewritten(c, &lease);
+            if let Some(next) = &mut lease.replacement {
+                block::free_all(c, next);
+            }
         }
         c.txn.delete_id(Cf::Lease, inode.lease_id);
     }

@@ -2,11 +2,11 @@
 
 use super::context::Context;
 use super::{block, delete, folder, persist, quota, reopen, replication};
-use crate::namespace::{self, WRITE, acl, block_ids, blocks_for, layout};
+use crate::namespace::{self, Found, WRITE, acl, block_ids, blocks_for, layout};
 use crate::store::{Cf, Reader, id_key, leaving_key};
 use forebay_common::layout::shorter_than;
 use forebay_common::limits::{BLOCK_SIZE_MIN_BYTES, BLOCK_SIZE_RANGE_BYTES, BLOCKS_PER_ALLOCATION_MAX, BLOCKS_PER_FILE_MAX};
-use forebay_common::{InodeId, Result, err};
+use forebay_common::{AbsPath, InodeId, Result, err};
 use forebay_proto::journal::{Abandon, AbandonBlock, AddBlocks, Complete, Create, NoteFlushed, RenewLease, SetPipeline};
 use forebay_proto::store::{Inode, Lease, Link};
 
@@ -27,6 +27,12 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     replication::check(op.replication_min, op.replication_max)?;
     if op.asynchronous && (walk.mount.is_none() || !op.cached || !op.to_ufs) {
         return Err(err!(InvalidArgument, "{path} lies in no mount: there is no under store that it could get to later"));
+    }
+    if op.replace && op.only_file > 0 && (!walk.is_complete() || walk.deepest().inode.id != op.only_file) {
+        return Err(err!(FileChanged, "{path} is not the file any more that was to get other bytes: it was deleted, moved or replaced"));
+    }
+    if op.replace && walk.is_complete() {
+        return begin_replacing(c, op, &path, walk.deepest().clone());
     }
     let mut shadows = false;
     let parent = if walk.is_complete() {
@@ -73,7 +79,7 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     inode.lease_id = c.grant_lease(lease);
     let count = u64::from(op.block_count).min(BLOCKS_PER_ALLOCATION_MAX);
     if count > 0 {
-        quota::check_block(c, parent.id(), &inode)?;
+        quota::check_block(c, parent.id(), &inode, 0)?;
     }
     let first = block::allocate(c, InodeId(inode.id), count)?;
     block::append_run(&mut inode, first, count);
@@ -83,11 +89,94 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     Ok(())
 }
 
+/// A complete file is to have other bytes: what there will be of them is kept with the lease, and the file is as it was until then.
+fn begin_replacing(c: &mut Context<'_, '_>, op: &Create, path: &AbsPath, found: Found) -> Result<()> {
+    let mut old = found.inode;
+    if old.folder {
+        return Err(err!(IsADirectory, "{path} is a folder"));
+    }
+    if !old.completed || old.lease_id > 0 {
+        return Err(err!(Busy, "{path} is being written by somebody else"));
+    }
+    namespace::check(&c.who, &old, WRITE, path)?;
+    c.check_no_tombstone(found.parent, &found.name, path)?;
+    if op.to_ufs && !op.asynchronous {
+        persist::check_arrived(&*c.txn, path)?;
+    }
+    let lease = Lease { file_id: old.id, ttl_ms: op.lease_ttl_ms, worker_id: op.worker_id, holder: op.holder.clone(), ..Lease::default() };
+    let lease_id = c.grant_lease(lease);
+    let mut next = Inode {
+        block_size_bytes: op.block_size_bytes,
+        page_size_bytes: op.page_size_bytes,
+        to_ufs: op.to_ufs,
+        asynchronous: op.asynchronous,
+        cached: op.cached,
+        replication_min: op.replication_min,
+        content_version: old.content_version + 1,
+        lease_id,
+        length: 0,
+        block_runs: Vec::new(),
+        short_blocks: Vec::new(),
+        completed: false,
+        persisted: false,
+        persist_id: 0,
+        fingerprint: String::new(),
+        ..old.clone()
+    };
+    let count = u64::from(op.block_count).min(BLOCKS_PER_ALLOCATION_MAX);
+    if count > 0 {
+        quota::check_block(c, found.parent, &next, quota::space(&old))?;
+    }
+    if op.to_ufs && !op.asynchronous && !old.persisted {
+        // From now on something may be there.
+        old.shadows = true;
+        folder::note_persisted(c, found.parent)?;
+    }
+    let first = block::allocate(c, InodeId(old.id), count)?;
+    block::append_run(&mut next, first, count);
+    let lease = c.txn.lease(lease_id)?.ok_or_else(|| err!(Internal, "a lease that was just made is gone"))?;
+    c.txn.put(Cf::Lease, &id_key(lease_id), &Lease { replacement: Some(next), ..lease });
+    old.lease_id = lease_id;
+    c.update(found.parent, &found.name, &old);
+    c.reply.file_id = old.id;
+    c.reply.block_ids = (first..first + count).collect();
+    Ok(())
+}
+
+/// The new bytes are complete: the file has them from now on, and keeps all else that it is.
+fn take_place(c: &mut Context<'_, '_>, link: &Link, next: Inode) -> Result<Inode> {
+    let old = c.txn.child(InodeId(link.parent_id), &link.name)?.filter(|old| old.id == next.id);
+    let mut old = old.ok_or_else(|| err!(Internal, "file {} is not where its link says", next.id))?;
+    // Whoever asked for it to get to its store is still to be heard.
+    let wished = old.persist_id > 0 && !next.to_ufs;
+    persist::dequeue(c, &mut old);
+    block::free_all(c, &mut old);
+    let shadows = old.persisted || old.shadows;
+    if next.replication_min > old.replication_min {
+        let most = old.replication_max;
+        replication::wish(c, &mut old, next.replication_min, most);
+    }
+    Ok(Inode {
+        block_size_bytes: next.block_size_bytes,
+        page_size_bytes: next.page_size_bytes,
+        to_ufs: next.to_ufs || wished,
+        asynchronous: next.asynchronous || wished,
+        cached: next.cached,
+        content_version: next.content_version,
+        block_runs: next.block_runs,
+        short_blocks: next.short_blocks,
+        shadows,
+        fingerprint: String::new(),
+        ..old
+    })
+}
+
 /// The file under construction under a lease. Errors: `Expired` when the lease is over.
 fn leased(c: &Context<'_, '_>, file_id: u64, lease_id: u64) -> Result<(Link, Inode, Lease)> {
     let over = || err!(Expired, "the lease of file {file_id} is over: its writer was silent for too long, write it again");
     let lease = c.txn.lease(lease_id)?.filter(|l| l.file_id == file_id && !l.publishing).ok_or_else(over)?;
-    let (link, inode) = c.txn.inode(InodeId(file_id))?.filter(|(_, inode)| inode.lease_id == lease_id && !inode.completed).ok_or_else(over)?;
+    let (link, inode) = c.txn.inode(InodeId(file_id))?.filter(|(_, inode)| inode.lease_id == lease_id).ok_or_else(over)?;
+    let inode = lease.replacement.clone().or(Some(inode)).filter(|inode| !inode.completed).ok_or_else(over)?;
     if !c.who.superuser && c.who.user != lease.principal {
         return Err(err!(PermissionDenied, "user {} does not hold the lease of file {file_id}", c.who.user));
     }
@@ -114,10 +203,14 @@ pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
     if !lease.holder.is_empty() {
         inode.length = layout(&inode).offset(before);
     }
-    quota::check_block(c, InodeId(link.parent_id), &inode)?;
+    let replaces = match &lease.replacement {
+        Some(_) => c.txn.child(InodeId(link.parent_id), &link.name)?.map_or(0, |old| quota::space(&old)),
+        None => 0,
+    };
+    quota::check_block(c, InodeId(link.parent_id), &inode, replaces)?;
     let first = block::allocate(c, InodeId(inode.id), count)?;
     block::append_run(&mut inode, first, count);
-    c.update(InodeId(link.parent_id), &link.name, &inode);
+    write_down(c, &link, &inode, &mut lease);
     lease.expires_at_ms = c.now_ms() + lease.ttl_ms;
     if op.worker_id > 0 {
         (lease.worker_id, lease.other_workers) = (op.worker_id, op.other_workers.clone());
@@ -130,6 +223,15 @@ pub fn add_blocks(c: &mut Context<'_, '_>, op: &AddBlocks) -> Result<()> {
     Ok(())
 }
 
+/// Writes a file under construction to where it is kept.
+fn write_down(c: &mut Context<'_, '_>, link: &Link, inode: &Inode, lease: &mut Lease) {
+    if lease.replacement.is_none() {
+        return c.update(InodeId(link.parent_id), &link.name, inode);
+    }
+    lease.replacement = Some(inode.clone());
+    c.txn.put(Cf::Lease, &id_key(lease.id), &*lease);
+}
+
 /// What is known of the lengths of blocks from number `from` on is forgotten.
 fn forget_short(inode: &mut Inode, from: u64) {
     let known = inode.short_blocks.chunks_exact(2).take_while(|pair| pair[0] < from).count();
@@ -137,7 +239,7 @@ fn forget_short(inode: &mut Inode, from: u64) {
 }
 
 pub fn abandon_block(c: &mut Context<'_, '_>, op: &AbandonBlock) -> Result<()> {
-    let (link, mut inode, lease) = leased(c, op.file_id, op.lease_id)?;
+    let (link, mut inode, mut lease) = leased(c, op.file_id, op.lease_id)?;
     c.reply.file_id = inode.id;
     if lease.rewritten_as == op.block_id {
         return Err(err!(InvalidArgument, "block {} holds what was in file {} before: it cannot be given up", op.block_id, op.file_id));
@@ -159,7 +261,7 @@ pub fn abandon_block(c: &mut Context<'_, '_>, op: &AbandonBlock) -> Result<()> {
     block::free_last(c, InodeId(inode.id), first, left);
     let count = block_ids(&inode).count() as u64;
     forget_short(&mut inode, count);
-    c.update(InodeId(link.parent_id), &link.name, &inode);
+    write_down(c, &link, &inode, &mut lease);
     Ok(())
 }
 
@@ -257,6 +359,9 @@ pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
         block::append_run(&mut inode, first, kept);
         left -= kept;
     }
+    if lease.replacement.is_some() {
+        inode = take_place(c, &link, inode)?;
+    }
     inode.length = op.length;
     inode.completed = true;
     inode.persisted = inode.to_ufs && !inode.asynchronous;
@@ -307,7 +412,23 @@ pub fn abandon(c: &mut Context<'_, '_>, op: &Abandon) -> Result<()> {
     if op.expired_only && lease.expires_at_ms > c.now_ms() {
         return Err(err!(Busy, "the lease was renewed in the meantime"));
     }
+    if lease.replacement.is_some() {
+        return give_up_replacing(c, &link, inode, &lease);
+    }
     delete::remove_entry(c, InodeId(link.parent_id), &link.name, inode);
+    Ok(())
+}
+
+/// The file stays what it was.
+fn give_up_replacing(c: &mut Context<'_, '_>, link: &Link, mut next: Inode, lease: &Lease) -> Result<()> {
+    block::free_all(c, &mut next);
+    c.txn.delete_id(Cf::Lease, lease.id);
+    if let Some(mut inode) = c.txn.child(InodeId(link.parent_id), &link.name)?.filter(|inode| inode.id == lease.file_id) {
+        inode.lease_id = 0;
+        // A look at the store that began before this, or what arrived there of the new bytes, is not to be taken for what is known.
+        inode.changed_index = c.change;
+        c.update(InodeId(link.parent_id), &link.name, &inode);
+    }
     Ok(())
 }
 

@@ -76,9 +76,9 @@ pub fn begin(c: &mut Context<'_, '_>, op: &BeginPublish) -> Result<()> {
     c.check_no_tombstone(parent, &link.name, &path)?;
     // After a publication that failed, or whose outcome was lost: once nobody can be at it any more.
     if let Some(lease) = c.txn.lease(inode.lease_id)?
-        && lease.expires_at_ms > c.now_ms()
+        && (lease.expires_at_ms > c.now_ms() || lease.replacement.is_some())
     {
-        return Err(err!(Busy, "an earlier publication of {path} may still be under way"));
+        return Err(err!(Busy, "an earlier publication of {path} may still be under way, or it is being given other bytes"));
     }
     if inode.lease_id > 0 {
         c.txn.delete_id(Cf::Lease, inode.lease_id);

@@ -89,12 +89,12 @@ fn check(c: &Context<'_, '_>, folder: InodeId, inode: &Inode, change: Use) -> Re
     Ok(())
 }
 
-/// Errors: no room for one more block of a file, whole, below a folder above it.
-pub fn check_block(c: &Context<'_, '_>, folder: InodeId, file: &Inode) -> Result<()> {
+/// Errors: no room for one more block of a file, whole, below a folder above it. `replaces`: what goes when it is complete.
+pub fn check_block(c: &Context<'_, '_>, folder: InodeId, file: &Inode, replaces: i64) -> Result<()> {
     if c.counters.quota_folders == 0 {
         return Ok(());
     }
-    let block = i64::try_from(file.block_size_bytes.saturating_mul(replicas(file))).unwrap_or(i64::MAX);
+    let block = i64::try_from(file.block_size_bytes.saturating_mul(replicas(file))).unwrap_or(i64::MAX).saturating_sub(replaces);
     let mut at = folder;
     while at != InodeId(0) {
         let Some(mut inode) = c.txn.inode_or_root(at)? else { return Ok(()) };

@@ -139,6 +139,10 @@ fn one(c: &mut Context<'_, '_>, op: &SyncChildren, parent: &Inode, seen: &Seen) 
 
 fn gone(c: &mut Context<'_, '_>, op: &SyncChildren, parent_id: InodeId, name: &[u8]) -> Result<()> {
     let Some(old) = c.txn.child(parent_id, name)? else { return Ok(()) };
+    // Being given other bytes: looked at again when that is over.
+    if old.lease_id > 0 && old.completed {
+        return Ok(());
+    }
     if old.changed_index > op.base_index || !old.completed || !old.persisted {
         c.reply.skipped += 1;
         return Ok(());

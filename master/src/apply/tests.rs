@@ -4,7 +4,8 @@ use super::*;
 use crate::store::Reader;
 use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId};
 use forebay_proto::journal::{
-    AbandonBlock, AddBlocks, AddMount, Complete, Create, Delete, FinishPending, Mkdir, Rename, Seen, SetQuota, SyncChildren, UpdateMount,
+    Abandon, AbandonBlock, AddBlocks, AddMount, Complete, Create, Delete, FinishPending, Mkdir, Rename, Seen, SetAttributes, SetQuota, SyncChildren,
+    UpdateMount,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -95,6 +96,8 @@ impl Machine {
 enum Step {
     Mkdir(String, bool),
     Write(String, u64, bool),
+    /// Another content for what is there, to its end or given up half-way.
+    Replace(String, u64, bool),
     Delete(String, bool),
     Rename(String, String, bool),
     /// One that nothing reaches, or none any more.
@@ -109,6 +112,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (path(), any::<bool>()).prop_map(|(p, r)| Step::Mkdir(p, r)),
         (path(), 0u64..400_000, any::<bool>()).prop_map(|(p, l, o)| Step::Write(p, l, o)),
+        (path(), 0u64..400_000, any::<bool>()).prop_map(|(p, l, whole)| Step::Replace(p, l, whole)),
         (path(), any::<bool>()).prop_map(|(p, r)| Step::Delete(p, r)),
         (path(), path(), any::<bool>()).prop_map(|(a, b, o)| Step::Rename(a, b, o)),
         (path(), any::<bool>()).prop_map(|(p, set)| Step::Quota(p, set)),
@@ -163,6 +167,15 @@ fn model(paths: &mut BTreeMap<String, Option<u64>>, step: &Step) -> Result<(), E
                 return Err(ErrorKind::NotFound);
             }
             paths.insert(p.clone(), Some(*length));
+        }
+        Step::Replace(p, length, whole) => {
+            let before = paths.get(p).copied();
+            model(paths, &Step::Write(p.clone(), *length, true))?;
+            match before {
+                _ if *whole => {}
+                Some(before) => drop(paths.insert(p.clone(), before)),
+                None => drop(paths.remove(p)),
+            }
         }
         Step::Delete(p, recursive) => {
             if through_file(paths, p) {
@@ -236,10 +249,16 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
             machine.one(Op::SetQuota(SetQuota { path: bytes(p), names: quota(1 << 30), bytes: quota(1 << 50) }))
         }
         Step::Rename(a, b, overwrite) => machine.one(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *overwrite })),
-        Step::Write(p, length, overwrite) => {
+        Step::Write(..) | Step::Replace(..) => {
+            let (p, length, overwrite, replace, whole) = match step {
+                Step::Replace(p, length, whole) => (p, length, &true, true, *whole),
+                Step::Write(p, length, overwrite) => (p, length, overwrite, false, true),
+                _ => unreachable!(),
+            };
             let create = Create {
                 path: bytes(p),
                 overwrite: *overwrite,
+                replace,
                 block_size_bytes: 65_536,
                 page_size_bytes: 65_536,
                 cached: true,
@@ -258,6 +277,11 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
                 let more =
                     machine.one(Op::AddBlocks(AddBlocks { file_id: created.file_id, lease_id: created.lease_id, count: 3, ..AddBlocks::default() }));
                 ids.extend(more.block_ids);
+            }
+            if !whole {
+                let abandon = Abandon { file_id: created.file_id, lease_id: created.lease_id, expired_only: false };
+                assert_eq!(machine.one(Op::Abandon(abandon)).error_kind, 0);
+                return Ok(());
             }
             ids.truncate(needed);
             let lengths = (0..needed as u64).map(|i| (length - i * 65_536).min(65_536)).collect();
@@ -311,7 +335,7 @@ proptest! {
             Step::Delete(p, r) => Some(Op::Delete(Delete { path: bytes(p), recursive: *r })),
             Step::Rename(a, b, o) => Some(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *o })),
             Step::Quota(p, set) => Some(Op::SetQuota(SetQuota { path: bytes(p), names: Some(u64::from(*set) << 30), bytes: None })),
-            Step::Write(..) => None,
+            Step::Write(..) | Step::Replace(..) => None,
         }).map(|op| one.command(op)).collect();
         let replies: Vec<Reply> = commands.iter().flat_map(|c| one.entry(std::slice::from_ref(c))).collect();
         let mut others = Vec::new();
@@ -619,6 +643,54 @@ fn impossible_numbers_are_refused() {
     assert_eq!(machine.entry(&[mkdir(u64::MAX)])[0].error_kind, 0);
     assert_eq!(machine.entry(&[mkdir(2)])[0].error_kind, ErrorKind::Expired.code());
     assert_eq!(machine.entry(&[mkdir(u64::MAX)])[0].error_kind, 0);
+}
+
+/// (S-32) A file that is given other bytes is what it was until they are complete, is nobody else's to change meanwhile, and stays itself.
+#[test]
+fn a_file_is_replaced_as_a_whole() {
+    let mut machine = Machine::new();
+    let id = machine.file("/f", true);
+    let old = machine.look("/f");
+    let replace = Op::Create(Create { replace: true, block_count: 1, ..create_op("/f", false) });
+    for whole in [false, true] {
+        let made = machine.one(replace.clone());
+        assert_eq!((made.error_kind, made.file_id), (0, id), "{}", made.error_message);
+        let now = machine.look("/f");
+        assert!(now.completed && now.persisted && now.block_runs == old.block_runs && now.length == old.length);
+        let busy = [
+            replace.clone(),
+            Op::Create(create_op("/f", true)),
+            Op::Delete(Delete { path: bytes("/f"), recursive: false }),
+            Op::Rename(Rename { source: bytes("/f"), target: bytes("/g"), overwrite: false }),
+        ];
+        for op in busy {
+            assert_eq!(machine.one(op).error_kind, ErrorKind::Busy.code());
+        }
+        // Its attributes are anybody's to change, and stay.
+        let chmod = SetAttributes { path: bytes("/f"), mode: Some(if whole { 0o640 } else { 0o600 }), ..Default::default() };
+        assert_eq!(machine.one(Op::SetAttributes(chmod)).error_kind, 0);
+        if !whole {
+            machine.one(Op::Abandon(Abandon { file_id: id, lease_id: made.lease_id, expired_only: false }));
+            assert_eq!(machine.look("/f").block_runs, old.block_runs);
+            continue;
+        }
+        let complete = Complete {
+            file_id: id,
+            lease_id: made.lease_id,
+            length: 9,
+            block_ids: made.block_ids.clone(),
+            block_lengths: vec![9],
+            fingerprint: "new".into(),
+            expired_only: false,
+        };
+        let done = machine.one(Op::Complete(complete));
+        assert_eq!((done.error_kind, done.freed_first.first()), (0, old.block_runs.first()), "{}", done.error_message);
+        let new = machine.look("/f");
+        assert_eq!((new.id, new.mode, new.length, new.content_version), (id, 0o640, 9, old.content_version + 1));
+        assert!(new.lease_id == 0 && new.block_runs == [made.block_ids[0], 1]);
+    }
+    assert!(machine.store.view().leases().unwrap().is_empty());
+    machine.paths();
 }
 
 /// A mount takes other options and stays what it is.

@@ -1,17 +1,17 @@
 //! `copy`: files and folders to another place, within a mount or between mounts, the bytes moved by the workers. With `move` the
 //! source goes when all of it has arrived.
 //!
-//! Each file is created under a lease, written to its under store by a worker from wherever its bytes are, and completed: nobody
-//! sees half a file. A file that is there already and was written by this very job is left alone.
+//! Each file is created under a lease, written to its under store by a worker (a large one by all of them, see `pieces`) from wherever its bytes
+//! are, and completed: nobody sees half a file. A file that is there already and was written by this very job is left alone.
 
-use super::{Done, Running, each};
+use super::{Done, Running, each, pieces};
 use crate::core::Core;
 use crate::mount::raw;
 use crate::namespace::{self, READ, Who};
 use crate::source;
 use crate::store::Reader;
 use forebay_common::token::UfsSource;
-use forebay_common::{AbsPath, ErrorKind, InodeId, Result, err};
+use forebay_common::{AbsPath, ErrorKind, InodeId, Result, WorkerId, err};
 use forebay_proto::WriteOut;
 use forebay_proto::journal::{self, command::Op};
 use forebay_proto::store::Inode;
@@ -38,12 +38,15 @@ pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
         return Err(err!(NotFound, "{top} does not exist"));
     }
     super::workers(core, 1).await?;
-    let permits = Arc::new(Semaphore::new(FILES_PER_WORKER * core.soft.workers.live().len().max(1)));
+    let workers = core.soft.workers.live().len().max(1);
+    let permits = Arc::new(Semaphore::new(FILES_PER_WORKER * workers));
+    let in_pieces = Arc::new(Semaphore::new(pieces::at_once(workers)));
     let depth = top.components().count();
     // What was copied, as it was then.
     let copied: Arc<Mutex<Vec<(AbsPath, Inode)>>> = Arc::default();
     each(core, running, true, |path, inode| {
-        let (core, running, permits, target, copied) = (core.clone(), running.clone(), permits.clone(), target.clone(), copied.clone());
+        let (core, running, permits, in_pieces) = (core.clone(), running.clone(), permits.clone(), in_pieces.clone());
+        let (target, copied) = (target.clone(), copied.clone());
         async move {
             let at = path.components().skip(depth).try_fold(target, |at, name| at.join(name))?;
             let entry = (path.clone(), inode.clone());
@@ -51,7 +54,7 @@ pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
                 folder(&core, &running.who, &at, &inode).await?
             } else {
                 let _permit = permits.acquire().await;
-                file(&core, &running, path, inode, at).await?
+                file(&core, &running, &in_pieces, path, inode, at).await?
             };
             if moves {
                 copied.lock().unwrap_or_else(|e| e.into_inner()).push(entry);
@@ -122,7 +125,7 @@ async fn folder(core: &Arc<Core>, who: &Who, path: &AbsPath, like: &Inode) -> Re
     Ok(Done::Nothing)
 }
 
-async fn file(core: &Arc<Core>, running: &Running, path: AbsPath, inode: Inode, target: AbsPath) -> Result<Done> {
+async fn file(core: &Arc<Core>, running: &Running, in_pieces: &Semaphore, path: AbsPath, inode: Inode, target: AbsPath) -> Result<Done> {
     let who = &running.who;
     namespace::check(who, &inode, READ, &path)?;
     if !inode.completed {
@@ -152,7 +155,8 @@ async fn file(core: &Arc<Core>, running: &Running, path: AbsPath, inode: Inode, 
         }
     }
     let Some(mount) = resolved.mount.clone() else { return Err(err!(InvalidArgument, "{target} lies in no mount")) };
-    running.bandwidth.take(inode.length).await;
+    let key = resolved.walk.ufs_key(&target);
+    let split = pieces::split(core, &mount, &key, &inode);
     let (_, ufs) = read_source(core, &inode)?;
     let (holder, _) = source::holder_of_most(core, &inode);
     let live = core.soft.workers.live();
@@ -172,7 +176,21 @@ async fn file(core: &Arc<Core>, running: &Running, path: AbsPath, inode: Inode, 
         ..journal::Create::default()
     };
     let made = core.change_as(who, Op::Create(create)).await?;
-    let written = write_out(core, &inode, ufs, worker.id, mount.id.get(), resolved.walk.ufs_key(&target), made.file_id, made.lease_id).await;
+    let written = while_leased(core, made.file_id, made.lease_id, async {
+        let begun = match split {
+            Some(split) => pieces::begin(split, &inode).await,
+            None => None,
+        };
+        if let Some(upload) = begun {
+            return pieces::write(core, running, in_pieces, upload, &inode, ufs, &made).await;
+        }
+        running.bandwidth.take(inode.length).await;
+        let from = source::file_bytes(core, &inode, ufs, worker.id)?;
+        let (file_id, lease_id) = (made.file_id, made.lease_id);
+        write_out(core, worker.id, WriteOut { from: Some(from), mount_id: mount.id.get(), key: key.into(), file_id, lease_id, content_version: 0 })
+            .await
+    })
+    .await;
     let fingerprint = match written {
         Ok(fingerprint) => fingerprint,
         Err(e) => {
@@ -211,34 +229,27 @@ fn read_source(core: &Core, inode: &Inode) -> Result<(AbsPath, Option<UfsSource>
     Ok((path, Some(UfsSource { mount_id: mount_id.get(), key, fingerprint: inode.fingerprint.clone(), previous_key })))
 }
 
-/// Has a worker write the bytes out, and keeps the lease alive meanwhile.
-#[allow(clippy::too_many_arguments, reason = "what is written, by whom, where and under which lease")]
-async fn write_out(
-    core: &Arc<Core>,
-    inode: &Inode,
-    ufs: Option<UfsSource>,
-    worker: forebay_common::WorkerId,
-    mount_id: u64,
-    key: Vec<u8>,
-    file_id: u64,
-    lease_id: u64,
-) -> Result<String> {
-    let from = source::file_bytes(core, inode, ufs, worker)?;
-    let write = WriteOut { from: Some(from), mount_id, key: key.into(), file_id, lease_id, content_version: 0 };
-    let mut outcome = std::pin::pin!(core.soft.tasks.submit(worker, What::WriteOut(write)).outcome());
+/// Has a worker write a file out.
+async fn write_out(core: &Arc<Core>, worker: WorkerId, order: WriteOut) -> Result<String> {
+    let lease_id = order.lease_id;
+    let done = core.soft.tasks.submit(worker, What::WriteOut(order)).outcome().await?;
+    if done.lease_id != lease_id {
+        return Err(err!(Internal, "a worker answered for another file than the one that was copied"));
+    }
+    Ok(done.fingerprint)
+}
+
+/// Keeps a lease alive while the work goes on. Errors: also the lease is over, and the work is given up.
+async fn while_leased<T>(core: &Arc<Core>, file_id: u64, lease_id: u64, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
-            done = &mut outcome => {
-                let done = done?;
-                if done.lease_id != lease_id {
-                    return Err(err!(Internal, "a worker answered for another file than the one that was copied"));
-                }
-                return Ok(done.fingerprint);
-            }
+            done = &mut work => return done,
             () = tokio::time::sleep(Duration::from_millis(core.config.lease_ttl_ms / 3)) => {
-                match core.own_change(Op::RenewLease(journal::RenewLease { lease_ids: vec![lease_id] })).await {
-                    Err(e) if e.kind() != ErrorKind::Expired => tracing::warn!(error = %e, "the lease of a copy was not renewed"),
-                    _ => {}
+                match core.hold_lease(file_id, lease_id).await {
+                    Err(e) if e.kind() == ErrorKind::Expired => return Err(e),
+                    Err(e) => tracing::warn!(error = %e, "the lease of a copy was not renewed"),
+                    Ok(_) => {}
                 }
             }
         }

@@ -8,6 +8,7 @@ mod copy;
 mod free;
 mod load;
 mod persist;
+mod pieces;
 mod replicate;
 
 use crate::apply::RUNNING;

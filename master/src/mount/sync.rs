@@ -458,7 +458,9 @@ impl Syncer {
                     let what = match view.child(id, &e.name)? {
                         None if view.get(Cf::Tombstone, &dentry_key(id, &e.name))?.is_some() => continue,
                         None => "new",
-                        Some(inode) if inode.mount_id > 0 || !inode.completed || (!inode.folder && !inode.persisted) => continue,
+                        Some(inode) if inode.mount_id > 0 || !inode.completed || inode.lease_id > 0 || (!inode.folder && !inode.persisted) => {
+                            continue;
+                        }
                         Some(inode) if inode.folder != e.folder || (!e.folder && inode.fingerprint != e.fingerprint) => "changed",
                         Some(_) => continue,
                     };

@@ -32,6 +32,11 @@ pub fn blocks(inode: &Inode) -> impl Iterator<Item = (BlockId, (u64, u64))> + '_
     block_ids(inode).zip(layout(inode).spans())
 }
 
+/// Whether a block is one of a file's.
+pub fn has_block(inode: &Inode, block: BlockId) -> bool {
+    inode.block_runs.chunks_exact(2).any(|run| (run[0]..run[0] + run[1]).contains(&block.get()))
+}
+
 /// Blocks that `length` bytes take.
 pub fn blocks_for(length: u64, block_size_bytes: u64) -> u64 {
     length.div_ceil(block_size_bytes.max(1))

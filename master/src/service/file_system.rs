@@ -176,10 +176,13 @@ impl Service {
             asynchronous: write_type == WriteType::Async,
             replication_min: if replicas > 1 { replicas } else { 0 },
             replication_max: 0,
+            replace: request.replace,
+            only_file: request.only_file,
             ..journal::Create::default()
         };
         let reply = core.persist.change(core, request.caller.as_ref(), Op::Create(op), &[&path]).await?;
         let (inode, key) = self.just_made(&path, reply.file_id)?;
+        let inode = self.under_construction(inode, reply.lease_id)?;
         check_open_for_writing(&path, &inode, reply.lease_id)?;
         let status = encode::status(&path, &inode, resolved.mount.as_deref(), &key);
         // That of the lease: of a call that was sent again it is the one chosen at first.
@@ -203,6 +206,11 @@ impl Service {
         Ok((found.inode.clone(), walk.ufs_key(path)))
     }
 
+    /// A file as the holder of a lease writes it: what is to replace it, where something is.
+    fn under_construction(&self, inode: Inode, lease_id: u64) -> Result<Inode> {
+        Ok(self.0.store.view().lease(lease_id)?.filter(|lease| lease.file_id == inode.id).and_then(|lease| lease.replacement).unwrap_or(inode))
+    }
+
     async fn add_blocks_inner(&self, request: AddBlocksRequest) -> Result<WriteTarget> {
         let core = &self.0;
         let who = core.who(request.caller.as_ref())?;
@@ -210,6 +218,7 @@ impl Service {
         let op = journal::AddBlocks { file_id: request.file_id, lease_id: request.lease_id, count: request.count, ..journal::AddBlocks::default() };
         let reply = core.change(request.caller.as_ref(), Op::AddBlocks(op)).await?;
         let (path, inode, _) = self.status_by_id(reply.file_id)?;
+        let inode = self.under_construction(inode, reply.lease_id)?;
         check_open_for_writing(&path, &inode, reply.lease_id)?;
         let walk = namespace::walk(&core.store.view(), &path)?;
         let mount = walk.mount.map(|(id, _)| core.soft.mounts.get(&core.store, &core.config, id)).transpose()?;
@@ -239,6 +248,7 @@ impl Service {
             // A worker that is to leave has not, before it has told of these blocks.
             core.soft.workers.note_told(forebay_common::WorkerId(lease.worker_id), false);
             let under_construction = core.store.view().inode(InodeId(request.file_id))?.map(|(_, inode)| inode);
+            let under_construction = under_construction.map(|inode| self.under_construction(inode, request.lease_id)).transpose()?;
             if let Some(inode) = under_construction.filter(|inode| inode.replication_min > 1 && !inode.completed && !lease.publishing) {
                 let who = core.who(request.caller.as_ref())?;
                 if !who.superuser && who.user != lease.principal {

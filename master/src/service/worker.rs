@@ -9,7 +9,7 @@ use crate::store::Reader;
 use crate::worker::Orders;
 use forebay_common::{BlockId, InodeId, Result, WorkerId, clock, counter, err};
 use forebay_proto::convert::to_status;
-use forebay_proto::journal::{BeginPublish, RenewLease, command::Op};
+use forebay_proto::journal::BeginPublish;
 use forebay_proto::worker_master_server::WorkerMaster;
 use forebay_proto::{
     BeginPublishRequest, BeginPublishResponse, FinishTasksRequest, FinishTasksResponse, HeartbeatRequest, HeartbeatResponse, HoldLeaseRequest,
@@ -96,6 +96,10 @@ impl Service {
                 continue;
             }
             let Some((_, inode)) = view.inode(owner)? else { continue };
+            // Bytes that a file is to have later are not those that its store has.
+            if inode.persisted && !namespace::has_block(&inode, id) {
+                continue;
+            }
             if inode.persisted {
                 if !core.soft.held.is_held(owner) {
                     orders.settled.push(id.get());
@@ -126,20 +130,9 @@ impl Service {
         self.answer(worker, false, orders)
     }
 
-    /// Sees to it that a lease holds for half its time at least; one that is that young costs no journal entry.
     async fn hold(&self, request: &HoldLeaseRequest) -> Result<HoldLeaseResponse> {
         self.admit(&request.cluster_secret)?;
-        let remaining = || -> Result<(u64, u64)> {
-            let lease = self.0.store.view().lease(request.lease_id)?.filter(|l| l.file_id == request.file_id);
-            let lease = lease
-                .ok_or_else(|| err!(Expired, "the lease of file {} is over: its writer was silent for too long, write it again", request.file_id))?;
-            Ok((lease.expires_at_ms.saturating_sub(clock::now_ms()), lease.ttl_ms))
-        };
-        let (mut remaining_ms, ttl_ms) = remaining()?;
-        if remaining_ms < ttl_ms / 2 {
-            self.0.own_change(Op::RenewLease(RenewLease { lease_ids: vec![request.lease_id] })).await?;
-            (remaining_ms, _) = remaining()?;
-        }
+        let remaining_ms = self.0.hold_lease(request.file_id, request.lease_id).await?;
         Ok(HoldLeaseResponse { remaining_ms })
     }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use forebay_common::token::{BlockRun, Claims, UfsSource};
 use forebay_common::{BlockId, Result, err};
 use forebay_proto::{BlockSource, FileBytes};
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -35,8 +36,8 @@ pub fn claims(file: &FileBytes) -> Claims {
     }
 }
 
-/// Starts reading. What comes ends with an error, or with the last byte.
-pub fn pieces(core: &Arc<Core>, file: FileBytes) -> mpsc::Receiver<Result<Bytes>> {
+/// Starts reading a range. What comes ends with an error, or with the last byte.
+pub fn range(core: &Arc<Core>, file: FileBytes, range: Range<u64>) -> mpsc::Receiver<Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
     let core = core.clone();
     tokio::spawn(async move {
@@ -46,7 +47,17 @@ pub fn pieces(core: &Arc<Core>, file: FileBytes) -> mpsc::Receiver<Result<Bytes>
             if sender.is_closed() {
                 return;
             }
-            if let Err(e) = block(&core, &file, &claims, id, &sender).await {
+            let read = match claims.block_span(id) {
+                Some((start, length)) => {
+                    let (from, to) = (range.start.saturating_sub(start), range.end.saturating_sub(start).min(length));
+                    if from >= to {
+                        continue;
+                    }
+                    block(&core, &file, &claims, id, from..to, &sender).await
+                }
+                None => Err(err!(InvalidArgument, "block {id} is not of this file")),
+            };
+            if let Err(e) = read {
                 let _ = sender.send(Err(e)).await;
                 return;
             }
@@ -59,7 +70,15 @@ fn file_sources(file: &FileBytes, id: BlockId) -> Option<&BlockSource> {
     file.sources.iter().find(|s| s.block_id == id.get())
 }
 
-async fn block(core: &Arc<Core>, file_of: &FileBytes, claims: &Claims, id: BlockId, sender: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
+/// A range of a block's bytes.
+async fn block(
+    core: &Arc<Core>,
+    file_of: &FileBytes,
+    claims: &Claims,
+    id: BlockId,
+    range: Range<u64>,
+    sender: &mpsc::Sender<Result<Bytes>>,
+) -> Result<()> {
     let (file_offset, length) = claims.block_span(id).ok_or_else(|| err!(InvalidArgument, "block {id} is not of this file"))?;
     let store = core.store.clone();
     let here = tokio::task::spawn_blocking(move || store.peek_read(id).filter(|b| b.is_full()));
@@ -72,9 +91,9 @@ async fn block(core: &Arc<Core>, file_of: &FileBytes, claims: &Claims, id: Block
         },
         None => None,
     };
-    let mut at = 0;
-    while at < length {
-        let piece = PIECE_BYTES.min(length - at);
+    let mut at = range.start;
+    while at < range.end {
+        let piece = PIECE_BYTES.min(range.end - at);
         let bytes = if let Some(file) = here.clone() {
             let read = tokio::task::spawn_blocking(move || {
                 let read = file.verify_range(at, piece as usize).and_then(|()| file.bytes(at, piece as usize));
@@ -95,7 +114,7 @@ async fn block(core: &Arc<Core>, file_of: &FileBytes, claims: &Claims, id: Block
                 }
             }
         } else if let Some(from) = &mut peer {
-            match from.read(at, length - at).await {
+            match from.read(at, range.end - at).await {
                 Err(_) if claims.ufs.is_some() => {
                     peer = None;
                     continue;

@@ -1,4 +1,4 @@
-//! Work that the master hands out: loading blocks, copying them from other workers, writing files out to under stores, ending blocks.
+//! Work that the master hands out: loading blocks, copying them from other workers, writing files and pieces of them out to under stores, ending blocks.
 //!
 //! One call for work is always waiting at the master; outcomes are sent in batches until the master has taken them. Invariant: a
 //! task is named as running in every call for work until its outcome was taken, so that the master knows which it lost.
@@ -9,6 +9,7 @@ mod hold;
 mod load;
 mod seal;
 mod write_out;
+mod write_piece;
 
 use crate::core::Core;
 use forebay_common::{Result, counter, err, gauge};
@@ -164,6 +165,10 @@ async fn carry_out(core: &Arc<Core>, turns: &Turns, task: Task) -> Result<TaskOu
         Some(What::Rewrite(order)) => {
             let _turn = turn(&turns.copies).await?;
             hold::rewrite(core, order).await.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() })
+        }
+        Some(What::WritePiece(order)) => {
+            let _turn = turn(&turns.writes).await?;
+            write_piece::write_piece(core, order).await
         }
         Some(What::Seal(order)) => seal::seal(core, &order).await.map(|bytes| TaskOutcome { bytes, ..TaskOutcome::default() }),
         None => Err(err!(Unsupported, "this worker does not know that kind of task: start the newer version")),

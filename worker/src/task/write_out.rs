@@ -41,7 +41,7 @@ pub async fn write_out(core: &Arc<Core>, order: WriteOut) -> Result<TaskOutcome>
 /// Hands all bytes to the store and returns the lease to publish under.
 async fn fill(core: &Arc<Core>, order: &WriteOut, from: forebay_proto::FileBytes, writer: &mut UfsWriter) -> Result<u64> {
     let (length, mut written) = (from.length, 0);
-    let mut pieces = bytes_of::pieces(core, from);
+    let mut pieces = bytes_of::range(core, from, 0..length);
     while let Some(piece) = pieces.recv().await {
         let piece = piece?;
         written += piece.len() as u64;

@@ -1,0 +1,106 @@
+//! What the namespace says of a file as what the kernel wants to hear: numbers for names, times, block counts.
+//!
+//! Users and groups have names in the namespace; here they are looked up in this machine's own databases. A name that is unknown here is
+//! `nobody`; a number that has no name here is written as a number.
+
+use forebay_proto::FileStatus;
+use fuser::{FileAttr, FileType, INodeNo};
+use nix::unistd::{Gid, Group, Uid, User};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Who has files of owners that are unknown here.
+const NOBODY: u32 = 65_534;
+/// What programs are told to read at a time.
+const BLOCK_BYTES: u32 = 128 << 10;
+/// Names kept; when there are more all are forgotten.
+const NAMES_MAX: usize = 10_000;
+
+#[derive(Default)]
+pub struct Names {
+    users: Mutex<HashMap<String, u32>>,
+    groups: Mutex<HashMap<String, u32>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+fn looked_up(known: &Mutex<HashMap<String, u32>>, name: &str, look: impl FnOnce(&str) -> Option<u32>) -> u32 {
+    let mut known = lock(known);
+    if let Some(id) = known.get(name) {
+        return *id;
+    }
+    let id = look(name).or_else(|| name.parse().ok()).unwrap_or(NOBODY);
+    if known.len() >= NAMES_MAX {
+        known.clear();
+    }
+    known.insert(name.to_owned(), id);
+    id
+}
+
+impl Names {
+    /// What has no owner is root's.
+    pub fn uid(&self, name: &str) -> u32 {
+        if name.is_empty() {
+            return 0;
+        }
+        looked_up(&self.users, name, |name| User::from_name(name).ok().flatten().map(|u| u.uid.as_raw()))
+    }
+
+    pub fn gid(&self, name: &str) -> u32 {
+        if name.is_empty() {
+            return 0;
+        }
+        looked_up(&self.groups, name, |name| Group::from_name(name).ok().flatten().map(|g| g.gid.as_raw()))
+    }
+
+    /// The name that a number is written as.
+    pub fn user(uid: u32) -> String {
+        User::from_uid(Uid::from_raw(uid)).ok().flatten().map_or_else(|| uid.to_string(), |u| u.name)
+    }
+
+    pub fn group(gid: u32) -> String {
+        Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |g| g.name)
+    }
+}
+
+pub fn milliseconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The attributes of node `id`.
+pub fn of(id: u64, status: &FileStatus, names: &Names) -> FileAttr {
+    let modified = UNIX_EPOCH + Duration::from_millis(status.modified_ms);
+    let size = if status.folder { 4096 } else { status.length };
+    FileAttr {
+        ino: INodeNo(id),
+        size,
+        blocks: size.div_ceil(512),
+        atime: modified,
+        mtime: modified,
+        ctime: modified,
+        crtime: modified,
+        kind: if status.folder { FileType::Directory } else { FileType::RegularFile },
+        perm: (status.mode & 0o7777) as u16,
+        nlink: if status.folder { 2 } else { 1 },
+        uid: names.uid(&status.owner),
+        gid: names.gid(&status.group),
+        rdev: 0,
+        blksize: BLOCK_BYTES,
+        flags: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_numbers_and_numbers_names() {
+        let names = Names::default();
+        assert_eq!((names.uid("root"), names.gid("root"), Names::user(0)), (0, 0, "root".to_owned()));
+        assert_eq!((names.uid("4711"), names.uid("nobody-of-this-name"), Names::user(4_000_000_000)), (4711, NOBODY, "4000000000".to_owned()));
+    }
+}

@@ -1,0 +1,334 @@
+//! What the kernel knows by number: nodes, where each is, how often it was handed out.
+//!
+//! A node is one file or folder at one place. Its number is the file's own id where that is free; a file that has another content than the one
+//! which is open under that number, or is open in a way that the kernel does not let it be mixed with, gets a number of its own (the id with a count above bit 48).
+//! Invariants: a name leads to one node at most; a node lives until the kernel has given back every lookup; what was deleted or replaced
+//! leads nowhere any more, and stays usable for whoever has it open.
+
+use crate::staged::Staged;
+use forebay_common::{AbsPath, Result, err, gauge};
+use forebay_proto::FileStatus;
+use fuser::BackingId;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+gauge!(pub NODES, "forebay_fuse_nodes", "files and folders that the kernel knows by number");
+
+pub const ROOT: u64 = 1;
+/// Where the count of a number begins.
+const COUNT_BIT: u32 = 48;
+
+/// Which bytes: a file, and a content of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version {
+    pub file_id: u64,
+    pub content: u64,
+    pub length: u64,
+}
+
+impl Version {
+    pub fn of(status: &FileStatus) -> Version {
+        Version { file_id: status.file_id, content: status.content_version, length: status.length }
+    }
+}
+
+/// How a node is open. Guarded by a lock that is held over calls: one opening, handing over or cutting at a time.
+#[derive(Default)]
+pub struct Opened {
+    /// Handles of any kind.
+    pub handles: u32,
+    /// Handles that read through the kernel's page cache, not those of `staged`.
+    pub readers: u32,
+    /// What they, or those that read the backing file, read.
+    pub version: Version,
+    /// The kernel reads the block's file itself.
+    pub backing: Option<Arc<BackingId>>,
+    pub staged: Option<Arc<Staged>>,
+    /// What the page cache holds bytes of, where that is known.
+    pub cached: Option<Version>,
+    /// Under which name a file that was deleted while it was read is kept until its last handle is closed.
+    pub hidden: Option<AbsPath>,
+}
+
+/// What of `Opened` a lookup needs, without waiting for its lock.
+#[derive(Clone, Default)]
+pub enum Use {
+    #[default]
+    Free,
+    Reads(Version),
+    Staged(Arc<Staged>),
+}
+
+pub struct Node {
+    pub id: u64,
+    pub folder: bool,
+    status: Mutex<FileStatus>,
+    pub opened: tokio::sync::Mutex<Opened>,
+    in_use: Mutex<Use>,
+    gone: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl Node {
+    fn new(id: u64, status: &FileStatus) -> Arc<Node> {
+        NODES.inc();
+        Arc::new(Node {
+            id,
+            folder: status.folder,
+            status: Mutex::new(status.clone()),
+            opened: tokio::sync::Mutex::default(),
+            in_use: Mutex::default(),
+            gone: AtomicBool::new(false),
+        })
+    }
+
+    /// What was last known of it; of a file that is being written here, as it stands here.
+    pub fn status(&self) -> FileStatus {
+        let mut status = lock(&self.status).clone();
+        if let Use::Staged(staged) = self.in_use() {
+            status.length = staged.length();
+            if let Some(modified_ms) = staged.modified_ms() {
+                status.modified_ms = modified_ms;
+            }
+        }
+        status
+    }
+
+    pub fn set_status(&self, status: FileStatus) {
+        *lock(&self.status) = status;
+    }
+
+    pub fn in_use(&self) -> Use {
+        lock(&self.in_use).clone()
+    }
+
+    /// Called with `opened` locked, after a change of it.
+    pub fn note_use(&self, opened: &Opened) {
+        *lock(&self.in_use) = match &opened.staged {
+            Some(staged) => Use::Staged(staged.clone()),
+            None if opened.readers > 0 || opened.backing.is_some() => Use::Reads(opened.version),
+            None => Use::Free,
+        };
+    }
+
+    /// Deleted, or replaced by something else.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    /// Whether what the namespace shows now may be shown under this number.
+    fn stands_for(&self, status: &FileStatus) -> bool {
+        if self.is_gone() || self.folder != status.folder {
+            return false;
+        }
+        match self.in_use() {
+            // A copy that nobody writes is that of one content.
+            Use::Staged(staged) => staged.settled().is_none_or(|version| version == Version::of(status)),
+            Use::Reads(version) => version == Version::of(status),
+            Use::Free => self.folder || lock(&self.status).file_id == status.file_id,
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        NODES.dec();
+    }
+}
+
+struct Place {
+    node: Arc<Node>,
+    parent: u64,
+    name: Vec<u8>,
+    lookups: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    places: HashMap<u64, Place>,
+    names: HashMap<(u64, Vec<u8>), u64>,
+}
+
+pub struct Nodes {
+    inner: Mutex<Inner>,
+    top: AbsPath,
+}
+
+fn stale() -> forebay_common::Error {
+    err!(NotFound, "this file is not there any more")
+}
+
+impl Nodes {
+    /// `top`: the folder of the namespace that is mounted.
+    pub fn new(top: AbsPath, status: &FileStatus) -> Nodes {
+        let mut inner = Inner::default();
+        // Never given back.
+        inner.places.insert(ROOT, Place { node: Node::new(ROOT, status), parent: 0, name: Vec::new(), lookups: 1 });
+        Nodes { inner: Mutex::new(inner), top }
+    }
+
+    /// Errors: `NotFound`, of a number that was given back.
+    pub fn get(&self, id: u64) -> Result<Arc<Node>> {
+        lock(&self.inner).places.get(&id).map(|place| place.node.clone()).ok_or_else(stale)
+    }
+
+    /// The node that a name leads to, as far as the kernel knows one.
+    pub fn named(&self, parent: u64, name: &[u8]) -> Option<Arc<Node>> {
+        let inner = lock(&self.inner);
+        let id = inner.names.get(&(parent, name.to_vec()))?;
+        inner.places.get(id).map(|place| place.node.clone())
+    }
+
+    /// Where a node is in the namespace.
+    pub fn path(&self, id: u64) -> Result<AbsPath> {
+        let inner = lock(&self.inner);
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != ROOT {
+            let place = inner.places.get(&at).ok_or_else(stale)?;
+            names.push(&place.name);
+            at = place.parent;
+        }
+        names.into_iter().rev().try_fold(self.top.clone(), |path, name| path.join(name))
+    }
+
+    /// Where a name below a node is.
+    pub fn path_below(&self, parent: u64, name: &[u8]) -> Result<AbsPath> {
+        self.path(parent)?.join(name)
+    }
+
+    /// What the namespace shows under a name, as a node that is handed to the kernel once more.
+    pub fn show(&self, parent: u64, name: &[u8], status: FileStatus) -> Arc<Node> {
+        let mut inner = lock(&self.inner);
+        let known = inner.names.get(&(parent, name.to_vec())).copied();
+        if let Some(place) = known.and_then(|id| inner.places.get_mut(&id))
+            && place.node.stands_for(&status)
+        {
+            place.lookups += 1;
+            place.node.set_status(status);
+            return place.node.clone();
+        }
+        let id = (0u64..).map(|count| status.file_id | count << COUNT_BIT).find(|id| *id != ROOT && !inner.places.contains_key(id));
+        let id = id.unwrap_or(status.file_id);
+        let node = Node::new(id, &status);
+        inner.places.insert(id, Place { node: node.clone(), parent, name: name.to_vec(), lookups: 1 });
+        inner.names.insert((parent, name.to_vec()), id);
+        node
+    }
+
+    /// The kernel gives lookups back.
+    pub fn forget(&self, id: u64, lookups: u64) {
+        if id == ROOT {
+            return;
+        }
+        let mut inner = lock(&self.inner);
+        let Some(place) = inner.places.get_mut(&id) else { return };
+        place.lookups = place.lookups.saturating_sub(lookups);
+        if place.lookups > 0 {
+            return;
+        }
+        let Some(place) = inner.places.remove(&id) else { return };
+        let name = (place.parent, place.name);
+        if inner.names.get(&name) == Some(&id) {
+            inner.names.remove(&name);
+        }
+    }
+
+    /// The name leads to this node no more: the next lookup gets another one.
+    pub fn detach(&self, node: &Node) {
+        let mut inner = lock(&self.inner);
+        let Some(place) = inner.places.get(&node.id) else { return };
+        let name = (place.parent, place.name.clone());
+        if inner.names.get(&name) == Some(&node.id) {
+            inner.names.remove(&name);
+        }
+    }
+
+    /// What was under a name is gone.
+    pub fn removed(&self, parent: u64, name: &[u8]) {
+        let mut inner = lock(&self.inner);
+        if let Some(id) = inner.names.remove(&(parent, name.to_vec()))
+            && let Some(place) = inner.places.get(&id)
+        {
+            place.node.gone.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// What was under one name is under another one; what was there is gone.
+    pub fn moved(&self, parent: u64, name: &[u8], new_parent: u64, new_name: &[u8]) {
+        self.removed(new_parent, new_name);
+        let mut inner = lock(&self.inner);
+        let Some(id) = inner.names.remove(&(parent, name.to_vec())) else { return };
+        if let Some(place) = inner.places.get_mut(&id) {
+            (place.parent, place.name) = (new_parent, new_name.to_vec());
+            inner.names.insert((new_parent, new_name.to_vec()), id);
+        }
+    }
+
+    /// Nodes at or below one that are being written.
+    pub fn written_below(&self, top: u64) -> Vec<Arc<Node>> {
+        let inner = lock(&self.inner);
+        let below = |mut at: u64| loop {
+            if at == top {
+                return true;
+            }
+            match inner.places.get(&at) {
+                Some(place) if at != ROOT => at = place.parent,
+                _ => return false,
+            }
+        };
+        let written = inner.places.values().filter(|place| matches!(place.node.in_use(), Use::Staged(_)) && below(place.node.id));
+        written.map(|place| place.node.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(file_id: u64, content_version: u64) -> FileStatus {
+        FileStatus { file_id, content_version, ..FileStatus::default() }
+    }
+
+    fn nodes() -> Nodes {
+        Nodes::new("/top".parse().unwrap(), &FileStatus { file_id: 9, folder: true, ..FileStatus::default() })
+    }
+
+    #[tokio::test]
+    async fn a_number_stands_for_what_is_open_under_it() {
+        let nodes = nodes();
+        let first = nodes.show(ROOT, b"f", status(7, 1));
+        assert_eq!((first.id, nodes.path(first.id).unwrap().to_string()), (7, "/top/f".to_owned()));
+        assert_eq!(nodes.show(ROOT, b"f", status(7, 2)).id, 7, "nobody has it open");
+        {
+            let mut opened = first.opened.lock().await;
+            (opened.readers, opened.version) = (1, Version { file_id: 7, content: 2, length: 0 });
+            first.note_use(&opened);
+        }
+        assert_eq!(nodes.show(ROOT, b"f", status(7, 2)).id, 7);
+        let second = nodes.show(ROOT, b"f", status(7, 3));
+        assert_eq!(second.id, 7 | 1 << COUNT_BIT);
+        assert_eq!(nodes.named(ROOT, b"f").unwrap().id, second.id);
+        nodes.forget(7, 3);
+        assert!(nodes.get(7).is_err());
+        assert_eq!(nodes.named(ROOT, b"f").unwrap().id, second.id, "the older number's end takes nothing from the newer one");
+    }
+
+    #[test]
+    fn names_move_with_what_is_below_them() {
+        let nodes = nodes();
+        let folder = nodes.show(ROOT, b"d", FileStatus { folder: true, ..status(3, 1) });
+        let file = nodes.show(folder.id, b"f", status(4, 1));
+        let other = nodes.show(ROOT, b"e", FileStatus { folder: true, ..status(5, 1) });
+        nodes.moved(ROOT, b"d", ROOT, b"e");
+        assert_eq!(nodes.path(file.id).unwrap().to_string(), "/top/e/f");
+        assert!(other.is_gone() && !folder.is_gone() && nodes.named(ROOT, b"d").is_none());
+        nodes.removed(folder.id, b"f");
+        assert!(file.is_gone());
+        assert_ne!(nodes.show(folder.id, b"f", status(4, 1)).id, 4, "deleted, and made again while somebody has the old one");
+    }
+}

@@ -1,0 +1,85 @@
+//! A FUSE mount of a cluster: a process of the real binary, unmounted when its handle is dropped.
+
+use crate::Cluster;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// A mount.
+pub struct Mount {
+    child: Child,
+    /// Where it is.
+    pub at: PathBuf,
+}
+
+/// Whether there is FUSE here; says that a test is skipped where there is not.
+pub fn is_here(test: &str) -> bool {
+    let here = Path::new("/dev/fuse").exists();
+    if !here {
+        println!("SKIPPED {test}: there is no /dev/fuse here");
+    }
+    here
+}
+
+impl Mount {
+    /// Mounts the namespace of a cluster on a folder of its own. `options`: further words of the command line.
+    pub fn start(cluster: &Cluster, name: &str, options: &[&str]) -> Mount {
+        let at = cluster.dir.path().join(name);
+        std::fs::create_dir_all(&at).or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) }).ok();
+        let log = cluster.dir.path().join(format!("{name}.log"));
+        let file = std::fs::File::options().create(true).append(true).open(&log).expect("log");
+        let socket_dir = cluster.client_config().socket_dir;
+        let mut child = Command::new(crate::forebay())
+            .args(["mount", "--foreground", "--master", &cluster.address])
+            .args(options)
+            .arg(&at)
+            .env("FOREBAY_CLIENT__SOCKET_DIR", socket_dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(file)
+            .spawn()
+            .expect("spawn");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut line).expect("first line");
+        assert!(line.starts_with("READY "), "{line}\n{}", std::fs::read_to_string(&log).unwrap_or_default());
+        Mount { child, at }
+    }
+
+    /// A path below it.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.at.join(path.trim_start_matches('/'))
+    }
+
+    /// One of the process's own metrics, from the virtual file.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = std::fs::read_to_string(self.at.join(".forebay-stats")).expect("statistics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.trim().parse::<f64>().ok()).map_or(0, |value| value as u64)
+    }
+
+    /// `kill -9`; the dead mount stays.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGTERM; true when it ended well.
+    pub fn stop(&mut self) -> bool {
+        let id = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).expect("SIGTERM");
+        self.child.wait().expect("wait").success()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.at, nix::mount::MntFlags::MNT_DETACH);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
