@@ -7,6 +7,7 @@
 mod cpu;
 mod figure;
 mod metadata;
+mod mount;
 mod own_store;
 mod raw;
 mod read;
@@ -35,6 +36,8 @@ enum What {
     Read(ReadOptions),
     /// The namespace: create, getStatus, list, rename, delete
     Metadata(MetadataOptions),
+    /// A FUSE mount of this cluster: cached blocks, larger files, names, small files
+    Mount(MountOptions),
     /// How soon a worker with many blocks serves, on a store of its own; needs no cluster
     Start(start::StartOptions),
     /// Each tier, promotion, and storing under eviction, on a store of their own; needs no cluster
@@ -66,6 +69,28 @@ pub struct ReadOptions {
     ufs_options: Vec<String>,
 }
 
+/// `bench mount`.
+#[derive(Args)]
+pub struct MountOptions {
+    /// Where the cluster is mounted on this machine
+    mountpoint: std::path::PathBuf,
+    /// Folder for the bench's files; removed afterwards
+    #[arg(long, default_value = "/.forebay-bench")]
+    dir: AbsPath,
+    /// Bytes of the large files
+    #[arg(long, default_value = "128MiB")]
+    size: ByteSize,
+    /// Passes over the large files
+    #[arg(long, default_value_t = 5)]
+    passes: usize,
+    /// Short operations of each kind
+    #[arg(long, default_value_t = 5000)]
+    operations: usize,
+    /// How long the mount trusts names and attributes (its attr_ttl_ms and entry_ttl_ms)
+    #[arg(long, default_value_t = 1100)]
+    trusted_ms: u64,
+}
+
 /// `bench metadata`.
 #[derive(Args)]
 pub struct MetadataOptions {
@@ -90,13 +115,18 @@ pub async fn run(options: Options, config: &ClientConfig, json: bool) -> Result<
         What::Trace(options) => return alone(move || trace::run(&options, json)).await,
         What::Start(options) => return alone(move || start::run(&options, json)).await,
         What::Tiers(options) => return alone(move || tiers::run(&options, json)).await,
-        What::Read(_) | What::Metadata(_) => {}
+        What::Read(_) | What::Metadata(_) | What::Mount(_) => {}
     }
     let mut report = Report::new(json);
     let fs = FileSystem::connect(config).await?;
     match options.what {
         What::Read(options) => {
             let result = read::run(&fs, config, &options, &mut report).await;
+            cleanup(&fs, &options.dir).await;
+            result?;
+        }
+        What::Mount(options) => {
+            let result = mount::run(&fs, &options, &mut report).await;
             cleanup(&fs, &options.dir).await;
             result?;
         }

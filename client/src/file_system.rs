@@ -306,6 +306,20 @@ impl FileSystem {
         status(answer)
     }
 
+    /// Makes a symbolic link, pipe, socket or device: `kind` is the upper bits of a POSIX mode (`S_IFMT >> 12`). It is in no under store.
+    pub async fn make_node(&self, path: &AbsPath, kind: u32, mode: u32, target: &[u8], device: u64) -> Result<FileStatus> {
+        let m = &self.inner.master;
+        let target = bytes::Bytes::copy_from_slice(target);
+        let answer = m
+            .change(|caller| {
+                let request = MakeNodeRequest { caller, path: raw(path), kind, mode, target: target.clone(), device };
+                let mut files = m.files.clone();
+                async move { files.make_node(request).await }
+            })
+            .await?;
+        status(answer)
+    }
+
     /// Deletes a file, an empty folder, or with `recursive` a folder with all below it.
     pub async fn delete(&self, path: &AbsPath, recursive: bool) -> Result<()> {
         let m = &self.inner.master;

@@ -27,6 +27,8 @@ pub(crate) const REQUEST_BYTES: u64 = 2 << 20;
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
 /// Bytes that one request of `load` asks for.
 const LOAD_BYTES: u64 = 16 << 20;
+/// Bytes that are compared with their checksums without a thread of their own.
+const VERIFIED_HERE_BYTES: u64 = 1 << 20;
 /// Rounds over all sources in which the under store failed, before a read gives up.
 const STORE_ROUNDS: u32 = 1;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -201,6 +203,11 @@ impl FileReader {
             return None;
         }
         if local.is_wholly_verified() {
+            return local.descriptor().try_clone_to_owned().ok();
+        }
+        // Little is compared sooner than another thread would begin to.
+        if length <= VERIFIED_HERE_BYTES {
+            local.verify(0..length).ok()?;
             return local.descriptor().try_clone_to_owned().ok();
         }
         let verified = tokio::task::spawn_blocking(move || local.verify(0..length).map(|()| local));

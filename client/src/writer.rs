@@ -177,7 +177,12 @@ impl FileWriter {
     }
 
     /// Has the last bytes written, the file published, and the master told: then it is there.
-    pub async fn close(mut self) -> Result<FileStatus> {
+    pub async fn close(self) -> Result<FileStatus> {
+        self.close_as_of(0, 0).await
+    }
+
+    /// The same for bytes that were written earlier: milliseconds since 1970 and nanoseconds beyond; 0: now.
+    pub async fn close_as_of(mut self, modified_ms: u64, modified_ns: u32) -> Result<FileStatus> {
         let piece = self.buffer.split();
         if !piece.is_empty() {
             self.send(&piece).await?;
@@ -215,6 +220,8 @@ impl FileWriter {
                     length: committed.length,
                     blocks: blocks.clone(),
                     fingerprint: committed.fingerprint.clone(),
+                    modified_ms,
+                    modified_ns,
                 };
                 let mut files = m.files.clone();
                 async move { files.complete(request).await }

@@ -66,28 +66,62 @@ impl Names {
     }
 }
 
-pub fn milliseconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+/// A time as the namespace has it: milliseconds since 1970, and nanoseconds beyond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time {
+    pub ms: u64,
+    pub ns: u32,
+}
+
+impl From<SystemTime> for Time {
+    fn from(time: SystemTime) -> Time {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Time { ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), ns: since.subsec_nanos() % 1_000_000 }
+    }
+}
+
+impl From<Time> for SystemTime {
+    fn from(time: Time) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(time.ms) + Duration::from_nanos(time.ns.into())
+    }
+}
+
+/// The upper bits of a mode (`S_IFMT >> 12`) as fuser has them.
+pub fn kind(status: &FileStatus) -> FileType {
+    match status.kind {
+        0o1 => FileType::NamedPipe,
+        0o2 => FileType::CharDevice,
+        0o6 => FileType::BlockDevice,
+        0o12 => FileType::Symlink,
+        0o14 => FileType::Socket,
+        _ if status.folder => FileType::Directory,
+        _ => FileType::RegularFile,
+    }
 }
 
 /// The attributes of node `id`.
 pub fn of(id: u64, status: &FileStatus, names: &Names) -> FileAttr {
-    let modified = UNIX_EPOCH + Duration::from_millis(status.modified_ms);
-    let size = if status.folder { 4096 } else { status.length };
+    let modified = SystemTime::from(Time { ms: status.modified_ms, ns: status.modified_ns });
+    let set = |ms, ns| if ms > 0 { SystemTime::from(Time { ms, ns }) } else { modified };
+    let size = match kind(status) {
+        FileType::Directory => 4096,
+        FileType::Symlink => status.target.len() as u64,
+        _ => status.length,
+    };
     FileAttr {
         ino: INodeNo(id),
         size,
-        blocks: size.div_ceil(512),
-        atime: modified,
+        blocks: status.length.div_ceil(512),
+        atime: set(status.accessed_ms, status.accessed_ns),
         mtime: modified,
-        ctime: modified,
+        ctime: set(status.changed_ms, 0),
         crtime: modified,
-        kind: if status.folder { FileType::Directory } else { FileType::RegularFile },
+        kind: kind(status),
         perm: (status.mode & 0o7777) as u16,
         nlink: if status.folder { 2 } else { 1 },
         uid: names.uid(&status.owner),
         gid: names.gid(&status.group),
-        rdev: 0,
+        rdev: status.device as u32,
         blksize: BLOCK_BYTES,
         flags: 0,
     }

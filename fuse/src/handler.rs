@@ -148,7 +148,7 @@ impl Filesystem for Handler {
         uid: Option<u32>,
         gid: Option<u32>,
         size: Option<u64>,
-        _: Option<TimeOrNow>,
+        atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _: Option<SystemTime>,
         _: Option<FileHandle>,
@@ -158,14 +158,14 @@ impl Filesystem for Handler {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let wanted = mount::wanted(mode, uid, gid, mtime);
+        let wanted = mount::wanted(mode, uid, gid, mtime, atime);
         answer!(self, reply, |mount| mount.setattr(ino.0, size, wanted), |reply: ReplyAttr, attr, mount: &Arc<Mount>| reply
             .attr(&mount.attr_ttl(), &attr));
     }
 
-    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, _: u32, reply: ReplyEntry) {
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, rdev: u32, reply: ReplyEntry) {
         let new = new(req, parent, name, mode);
-        answer!(self, reply, |mount| mount.mknod(new), entry);
+        answer!(self, reply, |mount| mount.mknod(new, rdev.into()), entry);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
@@ -183,8 +183,16 @@ impl Filesystem for Handler {
         answer!(self, reply, |mount| mount.rmdir(parent.0, &name), empty);
     }
 
-    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.mount.readlink(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (new, target) = (new(req, parent, name, 0o777), target.as_os_str().as_bytes().to_vec());
+        answer!(self, reply, |mount| mount.symlink(new, &target), entry);
     }
 
     fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
@@ -360,8 +368,7 @@ impl Filesystem for Handler {
                 false => {
                     mount
                         .readdir(fh.0, offset.saturating_sub(2), |place, name, status| {
-                            let kind = if status.folder { FileType::Directory } else { FileType::RegularFile };
-                            reply.add(INodeNo(status.file_id), place + 2, kind, OsStr::from_bytes(name))
+                            reply.add(INodeNo(status.file_id), place + 2, attributes::kind(status), OsStr::from_bytes(name))
                         })
                         .await
                 }

@@ -5,7 +5,7 @@
 //! node cannot be opened in any other way meanwhile, so an open that conflicts answers ESTALE, which makes the kernel look the name up again and get a node of its
 //! own. What is open for writing is in `staged`, for readers of this mount as well, unless they came first by passthrough.
 
-use crate::attributes::{self, Names, milliseconds};
+use crate::attributes::{self, Names, Time};
 use crate::folder::Folder;
 use crate::nodes::{Node, Nodes, Opened, ROOT, Use, Version};
 use crate::staged::{self, Attributes, Staged};
@@ -221,7 +221,8 @@ impl Mount {
             owner: (self.names.uid(&status.owner) != uid).then(|| Names::user(uid)),
             group: (self.names.gid(&status.group) != gid).then(|| Names::group(gid)),
             mode: (status.mode & 0o7777 != mode & 0o7777).then_some(mode & 0o7777),
-            modified_ms: None,
+            modified: None,
+            accessed: None,
         };
         if wanted.is_empty() {
             return Ok(status);
@@ -293,7 +294,13 @@ impl Mount {
                 return Err(e);
             }
         };
-        let own = Attributes { owner: Some(status.owner.clone()), group: Some(status.group.clone()), mode: Some(status.mode), modified_ms: None };
+        let own = Attributes {
+            owner: Some(status.owner.clone()),
+            group: Some(status.group.clone()),
+            mode: Some(status.mode),
+            modified: None,
+            accessed: None,
+        };
         staged.note_own(own).await;
         OPENS.inc();
         self.nodes.removed(parent, name);
@@ -308,11 +315,11 @@ impl Mount {
         Ok((node, handle, How::Cached { keep: true }))
     }
 
-    /// A regular file that nobody opens.
-    pub async fn mknod(&self, new: New) -> Result<Arc<Node>> {
-        let mode = new.mode;
-        if mode & nix::libc::S_IFMT != nix::libc::S_IFREG && mode & nix::libc::S_IFMT != 0 {
-            return Err(err!(Unsupported, "there are files and folders here, no devices, pipes and sockets"));
+    /// A regular file that nobody opens, a pipe, a socket, a device.
+    pub async fn mknod(&self, new: New, device: u64) -> Result<Arc<Node>> {
+        let kind = new.mode >> 12;
+        if kind != 0 && kind != nix::libc::S_IFREG >> 12 {
+            return self.make_node(&new, kind, b"", device).await;
         }
         let exclusive = nix::libc::O_EXCL | nix::libc::O_WRONLY;
         let no_backing = |_| Err(std::io::Error::from(std::io::ErrorKind::Unsupported));
@@ -322,6 +329,28 @@ impl Mount {
             return Err(e);
         }
         Ok(node)
+    }
+
+    pub async fn symlink(&self, new: New, target: &[u8]) -> Result<Arc<Node>> {
+        self.make_node(&new, nix::libc::S_IFLNK >> 12, target, 0).await
+    }
+
+    async fn make_node(&self, new: &New, kind: u32, target: &[u8], device: u64) -> Result<Arc<Node>> {
+        self.check_writable()?;
+        Self::check_name(&new.name)?;
+        let path = self.nodes.path_below(new.parent, &new.name)?;
+        let (gid, _) = self.group_of_new(&*self.nodes.get(new.parent)?, new.gid);
+        let mode = new.mode & 0o7777;
+        let status = self.fs.make_node(&path, kind, mode, target, device).await?;
+        let status = self.own(&path, status, new.uid, gid, mode).await?;
+        self.nodes.removed(new.parent, &new.name);
+        Ok(self.nodes.show(new.parent, &new.name, status))
+    }
+
+    /// Where a link leads.
+    pub fn readlink(&self, id: u64) -> Result<Vec<u8>> {
+        let status = self.nodes.get(id)?.status();
+        if status.target.is_empty() { Err(err!(InvalidArgument, "no link")) } else { Ok(status.target.to_vec()) }
     }
 
     /// Opens a node. `backing` has the kernel take a descriptor for passthrough.
@@ -851,21 +880,26 @@ fn changed(status: FileStatus, wanted: &Attributes) -> FileStatus {
         mode: wanted.mode.unwrap_or(status.mode),
         owner: wanted.owner.clone().unwrap_or(status.owner.clone()),
         group: wanted.group.clone().unwrap_or(status.group.clone()),
-        modified_ms: wanted.modified_ms.unwrap_or(status.modified_ms),
+        modified_ms: wanted.modified.map_or(status.modified_ms, |time| time.ms),
+        modified_ns: wanted.modified.map_or(status.modified_ns, |time| time.ns),
+        accessed_ms: wanted.accessed.map_or(status.accessed_ms, |time| time.ms),
+        accessed_ns: wanted.accessed.map_or(status.accessed_ns, |time| time.ns),
         ..status
     }
 }
 
 /// What `setattr` asks for.
-pub fn wanted(mode: Option<u32>, uid: Option<u32>, gid: Option<u32>, modified: Option<TimeOrNow>) -> Attributes {
+pub fn wanted(mode: Option<u32>, uid: Option<u32>, gid: Option<u32>, modified: Option<TimeOrNow>, accessed: Option<TimeOrNow>) -> Attributes {
+    let time = |time: TimeOrNow| match time {
+        TimeOrNow::SpecificTime(time) => Time::from(time),
+        TimeOrNow::Now => Time::from(SystemTime::now()),
+    };
     Attributes {
         mode: mode.map(|mode| mode & 0o7777),
         owner: uid.map(Names::user),
         group: gid.map(Names::group),
-        modified_ms: modified.map(|time| match time {
-            TimeOrNow::SpecificTime(time) => milliseconds(time),
-            TimeOrNow::Now => milliseconds(SystemTime::now()),
-        }),
+        modified: modified.map(time),
+        accessed: accessed.map(time),
     }
 }
 

@@ -91,8 +91,8 @@ impl Node {
         let mut status = lock(&self.status).clone();
         if let Use::Staged(staged) = self.in_use() {
             status.length = staged.length();
-            if let Some(modified_ms) = staged.modified_ms() {
-                status.modified_ms = modified_ms;
+            if let Some((modified, changed)) = staged.times() {
+                (status.modified_ms, status.modified_ns, status.changed_ms) = (modified.ms, modified.ns, changed.ms);
             }
         }
         status
@@ -122,7 +122,7 @@ impl Node {
 
     /// Whether what the namespace shows now may be shown under this number.
     fn stands_for(&self, status: &FileStatus) -> bool {
-        if self.is_gone() || self.folder != status.folder {
+        if self.is_gone() || self.folder != status.folder || lock(&self.status).kind != status.kind {
             return false;
         }
         match self.in_use() {

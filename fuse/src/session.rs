@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Grants kept at most, whatever the process's limits are.
+const GRANTS_MAX: usize = 32_768;
 /// How long a mount with `hard` waits for its master.
 const HARD_MS: u64 = 365 * 24 * 3_600 * 1_000;
 /// How long the last requests may take when the mount is over.
@@ -71,6 +73,14 @@ fn read_ahead(mountpoint: &Path, kib: u64) {
     }
 }
 
+/// Grants that this process can keep: two descriptors each, out of half of those it may have.
+fn grants() -> usize {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
+    let limit = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    usize::try_from(limit / 4).unwrap_or(GRANTS_MAX).min(GRANTS_MAX)
+}
+
 /// Mounts, calls `ready`, and serves until the mount is taken away (`umount`) or the process is told to stop (SIGTERM, SIGINT): then what was
 /// written is handed over, and the mount goes.
 ///
@@ -81,6 +91,7 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, rea
     if fuse.hard {
         client.call_timeout_ms = HARD_MS;
     }
+    client.grants_max = client.grants_max.max(grants());
     let fs = FileSystem::connect(&client).await?;
     let status = fs.get_status(&options.path).await?;
     if !status.folder {

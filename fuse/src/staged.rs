@@ -5,6 +5,7 @@
 //! `CreateOptions::replace`: nobody sees half of it, and a crash of this process leaves what was handed over last. Called by `mount`, under the node's lock for opening
 //! and handing over.
 
+use crate::attributes::Time;
 use crate::nodes::Version;
 use forebay_client::{CreateOptions, FileSystem, FileWriter};
 use forebay_common::{AbsPath, Error, Result, counter};
@@ -31,12 +32,13 @@ pub struct Attributes {
     pub mode: Option<u32>,
     pub owner: Option<String>,
     pub group: Option<String>,
-    pub modified_ms: Option<u64>,
+    pub modified: Option<Time>,
+    pub accessed: Option<Time>,
 }
 
 impl Attributes {
     pub fn is_empty(&self) -> bool {
-        self.mode.is_none() && self.owner.is_none() && self.group.is_none() && self.modified_ms.is_none()
+        self.mode.is_none() && self.owner.is_none() && self.group.is_none() && self.modified.is_none() && self.accessed.is_none()
     }
 
     /// Those of `newer`, and of these what it says nothing of.
@@ -45,12 +47,22 @@ impl Attributes {
             mode: newer.mode.or(self.mode),
             owner: newer.owner.or(self.owner),
             group: newer.group.or(self.group),
-            modified_ms: newer.modified_ms.or(self.modified_ms),
+            modified: newer.modified.or(self.modified),
+            accessed: newer.accessed.or(self.accessed),
         }
     }
 
     pub fn request(self) -> SetAttributesRequest {
-        SetAttributesRequest { mode: self.mode, owner: self.owner, group: self.group, modified_ms: self.modified_ms, ..Default::default() }
+        SetAttributesRequest {
+            mode: self.mode,
+            owner: self.owner,
+            group: self.group,
+            modified_ms: self.modified.map(|time| time.ms),
+            modified_ns: self.modified.map_or(0, |time| time.ns),
+            accessed_ms: self.accessed.map(|time| time.ms),
+            accessed_ns: self.accessed.map_or(0, |time| time.ns),
+            ..Default::default()
+        }
     }
 }
 
@@ -76,7 +88,7 @@ struct Inner {
     /// It was made, and then not written in order: it is made again, with these.
     made_again: bool,
     own: Attributes,
-    /// What waits for the last byte.
+    /// What waits for the last byte: when it was read last. When it was written goes with the bytes.
     later: Attributes,
 }
 
@@ -154,10 +166,14 @@ impl Staged {
         if self.writers.load(Ordering::SeqCst) > 0 { None } else { self.version() }
     }
 
-    /// When it was written to last, where that is news.
-    pub fn modified_ms(&self) -> Option<u64> {
+    /// When it was written to last, and when anything of it was changed, where that is news.
+    pub fn times(&self) -> Option<(Time, Time)> {
         let metadata = self.file.metadata().ok().filter(|_| self.is_dirty())?;
-        Some(u64::try_from(metadata.mtime()).unwrap_or(0) * 1_000 + u64::try_from(metadata.mtime_nsec()).unwrap_or(0) / 1_000_000)
+        let time = |s: i64, ns: i64| {
+            let (s, ns) = (u64::try_from(s).unwrap_or(0), u64::try_from(ns).unwrap_or(0));
+            Time { ms: s * 1_000 + ns / 1_000_000, ns: (ns % 1_000_000) as u32 }
+        };
+        Some((time(metadata.mtime(), metadata.mtime_nsec()), time(metadata.ctime(), metadata.ctime_nsec())))
     }
 
     pub fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>> {
@@ -167,15 +183,13 @@ impl Staged {
     }
 
     /// Something is about to be written.
-    fn change(&self, inner: &mut Inner) {
+    fn change(&self) {
         self.dirty.store(true, Ordering::SeqCst);
-        // A time that was set is the time of what was there then.
-        inner.later.modified_ms = None;
     }
 
     pub async fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut inner = self.inner.lock().await;
-        self.change(&mut inner);
+        self.change();
         blocking(|| self.file.write_all_at(bytes, offset))?;
         let end = offset + bytes.len() as u64;
         self.length.fetch_max(end, Ordering::SeqCst);
@@ -189,7 +203,7 @@ impl Staged {
 
     pub async fn cut(&self, length: u64) -> Result<()> {
         let mut inner = self.inner.lock().await;
-        self.change(&mut inner);
+        self.change();
         if length < inner.sent {
             give_up(&mut inner).await;
         }
@@ -202,7 +216,7 @@ impl Staged {
     pub async fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()> {
         use nix::fcntl::{FallocateFlags, fallocate};
         let mut inner = self.inner.lock().await;
-        self.change(&mut inner);
+        self.change();
         let flags = FallocateFlags::from_bits_retain(mode);
         if !FallocateFlags::FALLOC_FL_KEEP_SIZE.contains(flags) && offset < inner.sent {
             give_up(&mut inner).await;
@@ -231,12 +245,15 @@ impl Staged {
     /// Notes what is to hold once it is complete. Returns what is to be set at once.
     pub async fn set(&self, wanted: Attributes) -> Result<Attributes> {
         let mut inner = self.inner.lock().await;
-        if let Some(ms) = wanted.modified_ms.filter(|_| self.is_dirty()) {
-            let time = TimeSpec::new(i64::try_from(ms / 1_000).unwrap_or(i64::MAX), i64::try_from(ms % 1_000).unwrap_or(0) * 1_000_000);
-            blocking(|| futimens(&self.file, &time, &time).map_err(Into::into))?;
-            inner.later.modified_ms = Some(ms);
+        if let Some(time) = wanted.modified.filter(|_| self.is_dirty()) {
+            let ns = i64::try_from(time.ms % 1_000).unwrap_or(0) * 1_000_000 + i64::from(time.ns);
+            let spec = TimeSpec::new(i64::try_from(time.ms / 1_000).unwrap_or(i64::MAX), ns);
+            blocking(|| futimens(&self.file, &spec, &spec).map_err(Into::into))?;
         }
-        let besides = Attributes { modified_ms: None, ..wanted.clone() };
+        if wanted.accessed.is_some() && self.is_dirty() {
+            inner.later.accessed = wanted.accessed;
+        }
+        let besides = Attributes { modified: None, accessed: None, ..wanted.clone() };
         if self.is_new() {
             inner.own = std::mem::take(&mut inner.own).with(besides.clone());
         }
@@ -302,7 +319,8 @@ impl Staged {
             }
             at += some as u64;
         }
-        writer.close().await
+        let modified = self.times().map_or(Time { ms: 0, ns: 0 }, |(modified, _)| modified);
+        writer.close_as_of(modified.ms, modified.ns).await
     }
 
     /// The name that is held for it is let go: it is made again when it is handed over.

@@ -56,6 +56,7 @@ fn commands_of_the_journal() {
             block_lengths: vec![6, 7],
             fingerprint: "f".into(),
             expired_only: false,
+            ..Default::default()
         }),
         Op::Abandon(journal::Abandon { file_id: 1, lease_id: 2, expired_only: true }),
         Op::RenewLease(journal::RenewLease { lease_ids: vec![1] }),

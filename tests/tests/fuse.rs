@@ -67,7 +67,20 @@ async fn files_and_folders() {
     assert_eq!(errno(fs::read(mount.path("f/below"))), nix::libc::ENOTDIR);
     assert_eq!(errno(fs::write(&mount.at, b"")), nix::libc::EISDIR);
     assert_eq!(errno(fs::write(mount.path(&"n".repeat(256)), b"")), nix::libc::ENAMETOOLONG);
-    assert_eq!(errno(std::os::unix::fs::symlink("f", mount.path("link"))), nix::libc::EPERM);
+    assert_eq!(errno(fs::hard_link(&f, mount.path("hard"))), nix::libc::EPERM);
+    // Links and pipes are of the namespace alone.
+    std::os::unix::fs::symlink("f", mount.path("link")).unwrap();
+    assert_eq!((fs::read_link(mount.path("link")).unwrap(), fs::read(mount.path("link")).unwrap()), (Path::new("f").to_owned(), b"x".to_vec()));
+    assert!(fs::symlink_metadata(mount.path("link")).unwrap().file_type().is_symlink() && !folder.join("link").exists());
+    assert_eq!(errno(std::os::unix::fs::symlink("g", mount.path("link"))), nix::libc::EEXIST);
+    fs::rename(mount.path("link"), mount.path("link2")).unwrap();
+    assert_eq!(fs::read(mount.path("link2")).unwrap(), b"x");
+    nix::unistd::mkfifo(&mount.path("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    sh(&mount.at, "timeout 10 bash -c 'echo through > pipe & cat pipe' | grep -qx through");
+    assert_eq!(sh(&mount.at, "stat -c %F link2 pipe"), "symbolic link\nfifo\n");
+    cluster.ok(&["fs", "checkConsistency", "/m"]);
+    fs::remove_file(mount.path("link2")).unwrap();
+    fs::remove_file(mount.path("pipe")).unwrap();
     // Folders.
     fs::create_dir_all(mount.path("d/e")).unwrap();
     fs::write(mount.path("d/e/g"), b"g").unwrap();
@@ -110,7 +123,7 @@ async fn files_and_folders() {
     // Modes, owners, times.
     fs::set_permissions(&f, fs::Permissions::from_mode(0o640)).unwrap();
     std::os::unix::fs::chown(&f, Some(33), Some(33)).unwrap();
-    let stamp = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+    let stamp = UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
     File::options().write(true).open(&f).unwrap().set_modified(stamp).unwrap();
     let m = fs::metadata(&f).unwrap();
     assert_eq!((m.mode() & 0o7777, m.uid(), m.gid(), m.modified().unwrap()), (0o640, 33, 33, stamp));
@@ -126,6 +139,15 @@ async fn files_and_folders() {
         &mount.at,
         "umask 027; su -s /bin/bash www-data -c true 2>/dev/null || true; mkdir -m 2775 shared; : > shared/x; stat -c '%a %G' shared shared/x",
     );
+    // When anything was changed last.
+    let changed = |path: &Path| fs::metadata(path).map(|m| (m.ctime(), m.ctime_nsec(), m.mtime(), m.mtime_nsec())).unwrap();
+    let (before, folder_before) = (changed(&f), changed(&mount.at));
+    std::thread::sleep(Duration::from_millis(20));
+    fs::set_permissions(&f, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir(mount.path("more")).unwrap();
+    let (after, folder_after) = (changed(&f), changed(&mount.at));
+    assert!((after.0, after.1) > (before.0, before.1) && (after.2, after.3) == (before.2, before.3));
+    assert!((folder_after.2, folder_after.3) > (folder_before.2, folder_before.3));
     // Many entries.
     fs::create_dir(mount.path("many")).unwrap();
     for i in 0..2_500 {

@@ -103,6 +103,46 @@ async fn over_hdfs() {
     assert!(refused.kind() == ErrorKind::ReadOnly && refused.message().contains("hdfs://"), "{refused}");
 }
 
+/// (S-28) opendal's `hdfs-native` service as a client of our own `hdfs://`: the same sizes and names as the suite's.
+#[tokio::test(flavor = "multi_thread")]
+async fn opendal_over_forebay() {
+    let cluster = Cluster::start(2, &[]).await;
+    let folder = cluster.mount_folder("/m", &[("sync_interval_ms", "0")]).await;
+    opendal::install_default();
+    let builder = opendal::services::HdfsNative::default().name_node(&cluster.hdfs()).root("/m/dal");
+    let operator = opendal::Operator::new(builder).expect("operator");
+    for (i, length) in [0usize, 1, 65_536, 65_537, 3_000_000, 5_000_001].into_iter().enumerate() {
+        let (name, bytes) = (format!("a/b/f{i}"), pattern(i as u64, 0, length));
+        operator.write(&name, bytes.clone()).await.expect("write");
+        assert_eq!(operator.stat(&name).await.expect("stat").content_length(), length as u64);
+        assert!(operator.read(&name).await.expect("read").to_vec() == bytes, "{name}");
+        for (offset, want) in [(0usize, 10usize), (length / 2, 70_000), (length.saturating_sub(5), 10)] {
+            let end = length.min(offset + want);
+            let got = operator.read_with(&name).range(offset as u64..end as u64).await.expect("range").to_vec();
+            assert!(got == bytes[offset.min(end)..end], "{name} at {offset}");
+        }
+        assert!(std::fs::read(folder.join("dal").join(&name)).unwrap() == bytes, "it is in the under store");
+    }
+    let names = async |path: &str| {
+        let listed = operator.list(path).await.expect("list").into_iter().map(|e| e.name().to_owned()).filter(|name| !name.is_empty() && name != "/");
+        let mut listed: Vec<String> = listed.filter(|name| *name != format!("{}/", path.trim_end_matches('/').rsplit('/').next().unwrap())).collect();
+        listed.sort();
+        listed
+    };
+    assert_eq!(names("a/b/").await, ["f0", "f1", "f2", "f3", "f4", "f5"]);
+    operator.create_dir("a/c/d/").await.expect("create_dir");
+    operator.rename("a/b/f4", "a/c/g").await.expect("rename");
+    assert_eq!((names("a/").await, names("a/c/").await), (vec!["b/".to_owned(), "c/".to_owned()], vec!["d/".to_owned(), "g".to_owned()]));
+    assert!(operator.read("a/c/g").await.expect("read").to_vec() == pattern(4, 0, 3_000_000));
+    assert_eq!(operator.stat("a/b/f4").await.unwrap_err().kind(), opendal::ErrorKind::NotFound);
+    assert_eq!(operator.read("none").await.unwrap_err().kind(), opendal::ErrorKind::NotFound);
+    operator.write("a/c/g", "other".as_bytes()).await.expect("overwrite");
+    assert_eq!(operator.read("a/c/g").await.expect("read").to_vec(), b"other");
+    operator.delete("a/c/g").await.expect("delete");
+    operator.delete("a/c/g").await.expect("what is gone is deleted");
+    assert!(!operator.exists("a/c/g").await.expect("exists") && !folder.join("dal/a/c/g").exists());
+}
+
 /// A version of an object: its tag (0 is "not there"), since when, and until when.
 type Version = (u64, Instant, Option<Instant>);
 

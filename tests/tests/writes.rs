@@ -95,7 +95,15 @@ async fn a_completed_file_is_not_written_again() {
     let (file_id, lease_id) = (target.file_id, target.lease_id);
     let more = AddBlocksRequest { caller: caller("root", 0x2000, 2), file_id, lease_id, count: 1 };
     master.add_blocks(more.clone()).await.expect("add blocks");
-    let complete = CompleteRequest { caller: caller("root", 0x2000, 3), file_id, lease_id, length: 5, blocks, fingerprint: committed.fingerprint };
+    let complete = CompleteRequest {
+        caller: caller("root", 0x2000, 3),
+        file_id,
+        lease_id,
+        length: 5,
+        blocks,
+        fingerprint: committed.fingerprint,
+        ..Default::default()
+    };
     master.complete(complete.clone()).await.expect("complete");
     master.complete(complete).await.expect("the same answer again");
     let kind = |status: tonic::Status| forebay_proto::convert::from_status(&status).kind();

@@ -36,11 +36,12 @@ pub fn set(c: &mut Context<'_, '_>, op: &SetAttributes) -> Result<()> {
         inode.group = group.clone();
     }
     if let Some(ms) = op.modified_ms {
-        inode.modified_ms = ms;
+        (inode.modified_ms, inode.modified_ns) = (ms, op.modified_ns);
     }
     if let Some(ms) = op.accessed_ms {
-        inode.accessed_ms = ms;
+        (inode.accessed_ms, inode.accessed_ns) = (ms, op.accessed_ns);
     }
+    inode.changed_ms = c.now_ms();
     if let Some(replication) = op.hadoop_replication {
         inode.hadoop_replication = replication;
     }

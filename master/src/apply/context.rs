@@ -110,7 +110,25 @@ impl<'a, 't> Context<'a, 't> {
         self.charge(parent, 1, quota::space(inode));
         self.txn.put(Cf::Dentry, &dentry_key(parent, name), inode);
         self.txn.put(Cf::Link, &id_key(inode.id), &Link { parent_id: parent.get(), name: name.to_vec().into() });
-        if inode.folder { self.counters.folders += 1 } else { self.counters.files += 1 }
+        if inode.folder {
+            self.counters.folders += 1
+        } else {
+            self.counters.files += 1
+        }
+        self.note_change(parent);
+    }
+
+    /// Notes on a folder that an entry came or went just now.
+    pub fn note_change(&mut self, folder: InodeId) {
+        let now = self.now_ms();
+        let place = if folder == InodeId::ROOT { self.txn.root().map(|inode| Some((Link::default(), inode))) } else { self.txn.inode(folder) };
+        // What cannot be read is noted by the overlay itself.
+        if let Ok(Some((link, mut inode))) = place
+            && (inode.modified_ms, inode.changed_ms) != (now, now)
+        {
+            (inode.modified_ms, inode.modified_ns, inode.changed_ms) = (now, 0, now);
+            self.update(InodeId(link.parent_id), &link.name, &inode);
+        }
     }
 
     /// Writes the entry of an inode that exists.
@@ -139,7 +157,7 @@ impl<'a, 't> Context<'a, 't> {
         };
         let mut inode = found.inode;
         inode.removal_index = self.change;
-        inode.modified_ms = self.now_ms();
+        (inode.modified_ms, inode.modified_ns, inode.changed_ms) = (self.now_ms(), 0, self.now_ms());
         self.update(found.parent, &found.name, &inode);
         Ok(())
     }

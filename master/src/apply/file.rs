@@ -98,6 +98,9 @@ fn begin_replacing(c: &mut Context<'_, '_>, op: &Create, path: &AbsPath, found: 
     if !old.completed || old.lease_id > 0 {
         return Err(err!(Busy, "{path} is being written by somebody else"));
     }
+    if old.kind > 0 {
+        return Err(err!(InvalidArgument, "{path} is a link, pipe, socket or device, and holds no bytes"));
+    }
     namespace::check(&c.who, &old, WRITE, path)?;
     c.check_no_tombstone(found.parent, &found.name, path)?;
     if op.to_ufs && !op.asynchronous {
@@ -371,7 +374,9 @@ pub fn complete(c: &mut Context<'_, '_>, op: &Complete) -> Result<()> {
     } else {
         inode.fingerprint = op.fingerprint.clone();
     }
-    inode.modified_ms = c.now_ms();
+    let written_ms = if op.modified_ms > 0 { op.modified_ms } else { c.now_ms() };
+    (inode.modified_ms, inode.modified_ns) = (written_ms, op.modified_ns);
+    inode.changed_ms = inode.changed_ms.max(written_ms.min(c.now_ms()));
     inode.changed_index = c.change;
     inode.lease_id = 0;
     c.update(InodeId(link.parent_id), &link.name, &inode);

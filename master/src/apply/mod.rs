@@ -12,6 +12,7 @@ mod file;
 mod folder;
 mod jobs;
 mod mounts;
+mod node;
 mod path_config;
 mod persist;
 mod quota;
@@ -143,6 +144,7 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         Some(Op::Abandon(op)) => file::abandon(c, op),
         Some(Op::RenewLease(op)) => file::renew(c, op),
         Some(Op::Mkdir(op)) => folder::mkdir(c, op),
+        Some(Op::MakeNode(op)) => node::make(c, op),
         Some(Op::Delete(op)) => delete::delete(c, op),
         Some(Op::Rename(op)) => rename::rename(c, op),
         Some(Op::SetAttributes(op)) => attributes::set(c, op),

@@ -38,7 +38,7 @@ pub fn dequeue(c: &mut Context<'_, '_>, inode: &mut Inode) {
 pub fn queue(c: &mut Context<'_, '_>, op: &QueuePersist) -> Result<()> {
     for id in &op.file_ids {
         let Some((link, mut inode)) = c.txn.inode(InodeId(*id))? else { continue };
-        if inode.folder || !inode.completed || inode.persisted || inode.persist_id > 0 {
+        if inode.folder || inode.kind > 0 || !inode.completed || inode.persisted || inode.persist_id > 0 {
             continue;
         }
         let path = c.txn.path_of(InodeId(*id))?;

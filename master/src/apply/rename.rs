@@ -68,6 +68,7 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
     c.check_no_tombstone(below.id(), &name, &target)?;
     let mut inode = found.inode.clone();
     inode.changed_index = c.change;
+    inode.changed_ms = c.now_ms();
     inode.shadows = shadows;
     let persisted = inode.persisted;
     if c.counters.quota_folders > 0 {
@@ -80,6 +81,7 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
     c.txn.put(Cf::Dentry, &dentry_key(below.id(), &name), &inode);
     c.txn.put(Cf::Link, &id_key(inode.id), &Link { parent_id: below.id().get(), name: name.clone().into() });
     c.note_removal(found.parent)?;
+    c.note_change(below.id());
     if persisted {
         // What is in the store has its folders there.
         folder::note_persisted(c, below.id())?;

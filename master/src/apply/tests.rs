@@ -293,6 +293,7 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
                 block_lengths: lengths,
                 fingerprint: "f".into(),
                 expired_only: false,
+                ..Default::default()
             }))
         }
     };
@@ -466,6 +467,7 @@ impl Machine {
             block_lengths: vec![5],
             fingerprint: if to_ufs { "f".into() } else { String::new() },
             expired_only: false,
+            ..Default::default()
         };
         assert_eq!(self.one(Op::Complete(complete)).error_kind, 0);
         created.file_id
@@ -507,6 +509,7 @@ fn files_of_hadoop_clients() {
             block_lengths: vec![65_536, 5],
             fingerprint: String::new(),
             expired_only,
+            ..Default::default()
         })
     };
     assert_eq!(machine.one(complete(true)).error_kind, ErrorKind::Busy.code(), "renewed by the last block");
@@ -682,6 +685,7 @@ fn a_file_is_replaced_as_a_whole() {
             block_lengths: vec![9],
             fingerprint: "new".into(),
             expired_only: false,
+            ..Default::default()
         };
         let done = machine.one(Op::Complete(complete));
         assert_eq!((done.error_kind, done.freed_first.first()), (0, old.block_runs.first()), "{}", done.error_message);

@@ -266,6 +266,7 @@ pub fn complete_op(inode: &Inode, length: u64, expired_only: bool) -> Op {
         block_lengths: blocks.iter().map(|(_, length)| *length).collect(),
         fingerprint: String::new(),
         expired_only,
+        ..Default::default()
     })
 }
 

@@ -52,6 +52,12 @@ pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
             let entry = (path.clone(), inode.clone());
             let done = if inode.folder {
                 folder(&core, &running.who, &at, &inode).await?
+            } else if inode.kind > 0 {
+                let op = journal::MakeNode { path: raw(&at), kind: inode.kind, mode: inode.mode, target: inode.target.clone(), device: inode.device };
+                match core.change_as(&running.who, Op::MakeNode(op)).await {
+                    Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
+                    _ => Done::Nothing,
+                }
             } else {
                 let _permit = permits.acquire().await;
                 file(&core, &running, &in_pieces, path, inode, at).await?

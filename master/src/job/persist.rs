@@ -17,7 +17,8 @@ pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
 }
 
 async fn file(core: Arc<Core>, running: Arc<Running>, path: AbsPath, inode: Inode) -> Result<Done> {
-    if inode.persisted {
+    // A link or a pipe is in no store.
+    if inode.persisted || inode.kind > 0 {
         return Ok(Done::Nothing);
     }
     if !inode.completed {

@@ -38,6 +38,13 @@ pub fn status(path: &AbsPath, inode: &Inode, mount: Option<&Mounted>, key: &[u8]
         cached_bytes: 0,
         mem_bytes: 0,
         short_blocks: inode.short_blocks.clone(),
+        kind: inode.kind,
+        target: inode.target.clone(),
+        device: inode.device,
+        modified_ns: inode.modified_ns,
+        accessed_ms: inode.accessed_ms,
+        accessed_ns: inode.accessed_ns,
+        changed_ms: inode.changed_ms,
     }
 }
 

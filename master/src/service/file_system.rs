@@ -25,6 +25,8 @@ use tonic::{Request, Response, Status};
 
 /// The umask of files and folders made without a mode.
 const UMASK: u32 = 0o022;
+/// Nanoseconds beyond a millisecond.
+const NANOSECONDS_MAX: u32 = 999_999;
 /// How long a call waits for the under store to follow a deletion or a rename.
 const PENDING_WAIT: Duration = Duration::from_secs(50);
 /// Messages of a listing that may wait for a slow client.
@@ -119,6 +121,9 @@ impl Service {
         namespace::check(&who, &found.inode, READ, &path)?;
         if !found.inode.completed {
             return Err(err!(Busy, "{path} is still being written"));
+        }
+        if found.inode.kind > 0 {
+            return Err(err!(InvalidArgument, "{path} is a link, pipe, socket or device, and holds no bytes"));
         }
         let key = resolved.walk.ufs_key(&path);
         let mut status = encode::status(&path, &found.inode, resolved.mount.as_deref(), &key);
@@ -242,6 +247,8 @@ impl Service {
             block_ids: request.blocks.iter().map(|b| b.id).collect(),
             block_lengths: request.blocks.iter().map(|b| b.length).collect(),
             fingerprint: request.fingerprint,
+            modified_ms: request.modified_ms,
+            modified_ns: request.modified_ns.min(NANOSECONDS_MAX),
             expired_only: false,
         };
         if let Some(lease) = &lease {
@@ -318,6 +325,14 @@ impl Service {
         Ok(GetStatusResponse { status: Some(status), ..GetStatusResponse::default() })
     }
 
+    async fn make_node_inner(&self, request: MakeNodeRequest) -> Result<GetStatusResponse> {
+        let (_, path, _) = self.resolve_new(request.caller.as_ref(), &request.path, Some(true)).await?;
+        let op = journal::MakeNode { path: raw(&path), kind: request.kind, mode: request.mode, target: request.target, device: request.device };
+        let reply = self.0.change(request.caller.as_ref(), Op::MakeNode(op)).await?;
+        let (_, _, status) = self.status_by_id(reply.file_id)?;
+        Ok(GetStatusResponse { status: Some(status), ..GetStatusResponse::default() })
+    }
+
     pub async fn delete_inner(&self, request: DeleteRequest) -> Result<Done> {
         let core = &self.0;
         let (_, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
@@ -365,6 +380,9 @@ impl Service {
             pinned: request.pinned,
             ttl_ms: request.ttl_ms,
             ttl_frees: request.ttl_frees,
+            accessed_ms: request.accessed_ms,
+            modified_ns: request.modified_ns.min(NANOSECONDS_MAX),
+            accessed_ns: request.accessed_ns.min(NANOSECONDS_MAX),
             ..journal::SetAttributes::default()
         };
         let reply = self.0.change(request.caller.as_ref(), Op::SetAttributes(op)).await?;
@@ -594,6 +612,9 @@ impl FileSystem for Service {
     }
     async fn mkdir(&self, r: Request<MkdirRequest>) -> Result<Response<GetStatusResponse>, Status> {
         answer(self.mkdir_inner(r.into_inner()).await)
+    }
+    async fn make_node(&self, r: Request<MakeNodeRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        answer(self.make_node_inner(r.into_inner()).await)
     }
     async fn delete(&self, r: Request<DeleteRequest>) -> Result<Response<Done>, Status> {
         answer(self.delete_inner(r.into_inner()).await)
