@@ -519,7 +519,8 @@ impl Cli {
             (Some(filter), _) => filter,
             (None, Command::Master | Command::Worker(_)) => "info,openraft=warn",
             (None, Command::Local(_)) => "warn,openraft=error",
-            (None, Command::Mount(args)) if args.foreground => "info",
+            // What fuser says of requests that were interrupted meanwhile is nobody's trouble.
+            (None, Command::Mount(args)) if args.foreground => "info,fuser=off",
             (None, _) => "error,forebay::waiting=warn",
         }
     }

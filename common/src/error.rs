@@ -84,6 +84,8 @@ kinds! {
     UnderStore = 20, true, EIO;
     /// A mistake of ours.
     Internal = 21, false, EIO;
+    /// A file would be larger than one can be here.
+    TooLarge = 22, false, EFBIG;
 }
 
 impl ErrorKind {
@@ -153,6 +155,7 @@ impl Error {
             Io::AlreadyExists => ErrorKind::AlreadyExists,
             Io::PermissionDenied => ErrorKind::PermissionDenied,
             Io::StorageFull | Io::QuotaExceeded => ErrorKind::NoSpace,
+            Io::FileTooLarge => ErrorKind::TooLarge,
             Io::TimedOut => ErrorKind::Timeout,
             Io::NotADirectory => ErrorKind::NotADirectory,
             Io::IsADirectory => ErrorKind::IsADirectory,

@@ -324,7 +324,13 @@ impl Filesystem for Handler {
     }
 
     fn fallocate(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        answer!(self, reply, |mount| mount.allocate(fh.0, mode, offset, length), empty);
+        let mount = self.mount.clone();
+        self.spawn(async move {
+            match mount.allocate(fh.0, mode, offset, length).await {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(from_nix(e)),
+            }
+        });
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

@@ -663,10 +663,10 @@ impl Mount {
         Ok(())
     }
 
-    pub async fn allocate(&self, handle: u64, mode: i32, offset: u64, length: u64) -> Result<()> {
-        match &*self.handle(handle)? {
+    pub async fn allocate(&self, handle: u64, mode: i32, offset: u64, length: u64) -> nix::Result<()> {
+        match &*self.handle(handle).map_err(|_| nix::errno::Errno::EBADF)? {
             Handle::Writes { staged, .. } => staged.allocate(mode, offset, length).await,
-            _ => Err(err!(PermissionDenied, "this file is not open for writing")),
+            _ => Err(nix::errno::Errno::EBADF),
         }
     }
 

@@ -213,7 +213,7 @@ impl Staged {
     }
 
     /// `fallocate(2)`, on the local file.
-    pub async fn allocate(&self, mode: i32, offset: u64, length: u64) -> Result<()> {
+    pub async fn allocate(&self, mode: i32, offset: u64, length: u64) -> nix::Result<()> {
         use nix::fcntl::{FallocateFlags, fallocate};
         let mut inner = self.inner.lock().await;
         self.change();
@@ -222,8 +222,9 @@ impl Staged {
             give_up(&mut inner).await;
         }
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        blocking(|| fallocate(&self.file, flags, signed(offset), signed(length)).map_err(Into::into))?;
-        self.length.store(blocking(|| self.file.metadata())?.len(), Ordering::SeqCst);
+        tokio::task::block_in_place(|| fallocate(&self.file, flags, signed(offset), signed(length)))?;
+        let length = self.file.metadata().map_err(|_| nix::errno::Errno::EIO)?.len();
+        self.length.store(length, Ordering::SeqCst);
         Ok(())
     }
 

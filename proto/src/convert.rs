@@ -33,6 +33,7 @@ pub fn grpc_code(kind: ErrorKind) -> Code {
         ErrorKind::Timeout => Code::DeadlineExceeded,
         ErrorKind::Unsupported => Code::Unimplemented,
         ErrorKind::Internal => Code::Internal,
+        ErrorKind::TooLarge => Code::OutOfRange,
     }
 }
 

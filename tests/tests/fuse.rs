@@ -327,6 +327,65 @@ async fn the_process_dies() {
     fs_.delete(&p("/m/open"), false).await.unwrap();
 }
 
+/// (S-15, S-33) The worker and the master are killed under readers and a writer: no wrong byte, nothing acknowledged is lost, and all goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_die_under_the_mount() {
+    if !is_here("servers_die_under_the_mount") {
+        return;
+    }
+    let rounds: u64 = std::env::var("FOREBAY_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3).min(20);
+    let mut rng = rng("servers_die_under_the_mount");
+    let mut cluster = Cluster::start(1, &[("master.worker_timeout_ms", "1000")]).await;
+    let folder = cluster.mount_folder("/m", &[("block_size", "1MiB"), ("page_size", "256KiB")]).await;
+    const FILES: u64 = 6;
+    let length = |i: u64| 400_000 + i as usize * 500_000;
+    for i in 0..FILES {
+        fs::write(folder.join(format!("f{i}")), pattern(i, 0, length(i))).unwrap();
+    }
+    let mount = Mount::start(&cluster, "mnt", &["--path", "/m"]);
+    let plain = cluster.dir.path().join("plain");
+    fs::create_dir(&plain).unwrap();
+    for i in 0..FILES {
+        fs::write(plain.join(format!("f{i}")), pattern(i, 0, length(i))).unwrap();
+    }
+    // Processes of their own: what starts the servers must not have files of the mount open, whose closing waits for the servers.
+    let reads = "while [ ! -e $0/stop ]; do f=f$((RANDOM % 6)); rc=0; timeout 90 cmp -s $f $0/$f || rc=$?; echo $rc >> $0/reads-$$; done";
+    let writes = "i=0; while [ ! -e $0/stop ]; do i=$((i + 1)); if cp $0/f0 w$i && sync w$i; then echo w$i >> $0/synced; fi; done";
+    let start = |script: &str| {
+        let log = File::options().create(true).append(true).open(cluster.dir.path().join("programs.log")).unwrap();
+        Command::new("bash").args(["-uc", script]).arg(&plain).current_dir(&mount.at).stderr(log).spawn().unwrap()
+    };
+    let mut programs = vec![start(reads), start(reads), start(writes)];
+    for _ in 0..rounds {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(200..800))).await;
+        cluster.kill_worker(0);
+        tokio::time::sleep(Duration::from_millis(rng.random_range(100..500))).await;
+        cluster.start_worker(0);
+        tokio::time::sleep(Duration::from_millis(rng.random_range(100..500))).await;
+        cluster.restart_master();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    fs::write(plain.join("stop"), b"").unwrap();
+    for program in &mut programs {
+        program.wait().unwrap();
+    }
+    let lines = |name: &str| -> Vec<String> {
+        let all = fs::read_dir(&plain).unwrap().map(|e| e.unwrap()).filter(|e| e.file_name().to_string_lossy().starts_with(name));
+        all.flat_map(|e| fs::read_to_string(e.path()).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+    };
+    let (read, synced) = (lines("reads-"), lines("synced"));
+    let count = |code: &str| read.iter().filter(|line| *line == code).count();
+    eprintln!("{rounds} kills of each: {} reads were right, {} refused; {} files synced", count("0"), count("2"), synced.len());
+    assert_eq!((count("1"), count("124")), (0, 0), "wrong bytes; waited for longer than 90 s");
+    assert!(count("0") > 20 && synced.len() > 3);
+    for name in &synced {
+        assert!(fs::read(folder.join(name)).unwrap() == pattern(0, 0, length(0)), "{name} was synced");
+    }
+    for i in 0..FILES {
+        assert!(fs::read(mount.path(&format!("f{i}"))).unwrap() == pattern(i, 0, length(i)));
+    }
+}
+
 /// Two mounts: what one closed the other opens; nobody sees half a file.
 #[tokio::test(flavor = "multi_thread")]
 async fn close_to_open_between_mounts() {
