@@ -54,6 +54,11 @@ pub async fn run(fs: &FileSystem, config: &ClientConfig, output: Output) -> Resu
             Err(e) => found.add(Verdict::Fail, "report", e.to_string()),
         }
     }
+    match forebay_fuse::able() {
+        Ok(Ok(())) => found.add(Verdict::Ok, "mount", "cached files of one block are read by the kernel itself"),
+        Ok(Err(why)) => found.add(Verdict::Warn, "mount", format!("every file is read through the mount's process: {why}")),
+        Err(why) => found.add(Verdict::Warn, "mount", format!("this machine cannot mount: {why}")),
+    }
     let word = |v: Verdict| match v {
         Verdict::Ok => "ok",
         Verdict::Warn => "warn",

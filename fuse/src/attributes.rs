@@ -1,4 +1,4 @@
-//! What the namespace says of a file as what the kernel wants to hear: numbers for names, times, block counts.
+//! What the namespace says of a file as what the kernel wants to hear: numbers for names, times, block counts; and which bytes it speaks of.
 //!
 //! Users and groups have names in the namespace; here they are looked up in this machine's own databases. A name that is unknown here is
 //! `nobody`; a number that has no name here is written as a number.
@@ -83,6 +83,20 @@ impl From<SystemTime> for Time {
 impl From<Time> for SystemTime {
     fn from(time: Time) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(time.ms) + Duration::from_nanos(time.ns.into())
+    }
+}
+
+/// Which bytes: a file, and a content of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version {
+    pub file_id: u64,
+    pub content: u64,
+    pub length: u64,
+}
+
+impl Version {
+    pub fn of(status: &FileStatus) -> Version {
+        Version { file_id: status.file_id, content: status.content_version, length: status.length }
     }
 }
 

@@ -15,4 +15,4 @@ mod nodes;
 mod session;
 mod staged;
 
-pub use session::{Options, run};
+pub use session::{Options, able, run};

@@ -5,9 +5,9 @@
 //! node cannot be opened in any other way meanwhile, so an open that conflicts answers ESTALE, which makes the kernel look the name up again and get a node of its
 //! own. What is open for writing is in `staged`, for readers of this mount as well, unless they came first by passthrough.
 
-use crate::attributes::{self, Names, Time};
+use crate::attributes::{self, Names, Time, Version};
 use crate::folder::Folder;
-use crate::nodes::{Node, Nodes, Opened, ROOT, Use, Version};
+use crate::nodes::{Node, Nodes, Opened, ROOT, Use};
 use crate::staged::{self, Attributes, Staged};
 use forebay_client::{CreateOptions, FileReader, FileSystem};
 use forebay_common::config::FuseConfig;

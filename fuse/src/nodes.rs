@@ -5,6 +5,7 @@
 //! Invariants: a name leads to one node at most; a node lives until the kernel has given back every lookup; what was deleted or replaced
 //! leads nowhere any more, and stays usable for whoever has it open.
 
+use crate::attributes::Version;
 use crate::staged::Staged;
 use forebay_common::{AbsPath, Result, err, gauge};
 use forebay_proto::FileStatus;
@@ -18,20 +19,6 @@ gauge!(pub NODES, "forebay_fuse_nodes", "files and folders that the kernel knows
 pub const ROOT: u64 = 1;
 /// Where the count of a number begins.
 const COUNT_BIT: u32 = 48;
-
-/// Which bytes: a file, and a content of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Version {
-    pub file_id: u64,
-    pub content: u64,
-    pub length: u64,
-}
-
-impl Version {
-    pub fn of(status: &FileStatus) -> Version {
-        Version { file_id: status.file_id, content: status.content_version, length: status.length }
-    }
-}
 
 /// How a node is open. Guarded by a lock that is held over calls: one opening, handing over or cutting at a time.
 #[derive(Default)]

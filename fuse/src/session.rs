@@ -15,6 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 const GRANTS_MAX: usize = 32_768;
 /// How long a mount with `hard` waits for its master.
 const HARD_MS: u64 = 365 * 24 * 3_600 * 1_000;
+/// The first Linux whose FUSE reads files by itself.
+const PASSTHROUGH_SINCE: (u32, u32) = (6, 9);
 /// How long the last requests may take when the mount is over.
 const LAST_REQUESTS: Duration = Duration::from_secs(60);
 /// CAP_SYS_ADMIN, a bit of `CapEff` in /proc/self/status (capabilities(7)).
@@ -34,6 +36,23 @@ fn may_pass_descriptors() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
     effective.is_some_and(|bits| bits >> CAP_SYS_ADMIN & 1 == 1)
+}
+
+/// Whether this machine and this process can mount, and whether cached files would be read by the kernel itself: `Err` says what is missing.
+pub fn able() -> std::result::Result<std::result::Result<(), String>, String> {
+    if !Path::new("/dev/fuse").exists() {
+        return Err("there is no /dev/fuse here: load the kernel module (modprobe fuse), or give the container the device".into());
+    }
+    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    Ok(if version < PASSTHROUGH_SINCE {
+        Err(format!("Linux {release} has no FUSE passthrough ({}.{} has)", PASSTHROUGH_SINCE.0, PASSTHROUGH_SINCE.1))
+    } else if !may_pass_descriptors() {
+        Err("this user lacks CAP_SYS_ADMIN: a mount of its own reads every file through its process".into())
+    } else {
+        Ok(())
+    })
 }
 
 /// Takes a dead mount away that an earlier process left, and says whether one can be made. Errors: what has to be done first.

@@ -5,8 +5,7 @@
 //! `CreateOptions::replace`: nobody sees half of it, and a crash of this process leaves what was handed over last. Called by `mount`, under the node's lock for opening
 //! and handing over.
 
-use crate::attributes::Time;
-use crate::nodes::Version;
+use crate::attributes::{Time, Version};
 use forebay_client::{CreateOptions, FileSystem, FileWriter};
 use forebay_common::{AbsPath, Error, Result, counter};
 use forebay_proto::{FileStatus, SetAttributesRequest};

@@ -76,7 +76,8 @@ async fn through_the_commands() {
         (&["fs", "test", "-e", "relative"], 2),
         (&["fs", "chmod", "999", "/d"], 2),
         (&["fs", "rm", "/t1", "/none", "/t2"], 1),
-        (&["mount", "/mnt"], 1),
+        (&["mount", "/none/of/this"], 1),
+        (&["mount", "/mnt", "-o", "nonsense=1"], 2),
     ] {
         assert_eq!(cluster.run(arguments).status.code(), Some(code), "{arguments:?}");
     }
