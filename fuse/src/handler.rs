@@ -1,7 +1,7 @@
 //! `Handler`: takes requests from the kernel and answers them, each in a task of its own; what is here already is answered at once.
 
 use crate::attributes;
-use crate::mount::{self, Handle, How, Mount, New, READ_BYTES, READS, STATISTICS, STATISTICS_NODE};
+use crate::mount::{self, Handle, How, Mount, New, READ_BYTES, READS, STATFS_BYTES, STATISTICS, STATISTICS_NODE};
 use crate::nodes::{Node, ROOT, Use};
 use forebay_common::{Error, ErrorKind, Result, counter};
 use fuser::*;
@@ -430,7 +430,7 @@ impl Filesystem for Handler {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let blocks = Mount::total_bytes() / 4_096;
+        let blocks = STATFS_BYTES / 4_096;
         reply.statfs(blocks, blocks, blocks, u64::from(u32::MAX), u64::from(u32::MAX), 4_096, 255, 4_096);
     }
 

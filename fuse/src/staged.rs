@@ -113,7 +113,7 @@ impl Staged {
         }
     }
 
-    /// One that was just made; `writer` holds its name. `own`: what it is given besides.
+    /// One that was just made; `writer` holds its name.
     pub fn new(dir: &Path, writer: FileWriter) -> Result<Staged> {
         Ok(Staged::of(nameless(dir)?, 0, None, Inner { writer: Some(writer), ..Inner::default() }))
     }
@@ -189,7 +189,11 @@ impl Staged {
     pub async fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut inner = self.inner.lock().await;
         self.change();
-        blocking(|| self.file.write_all_at(bytes, offset))?;
+        if let Err(e) = blocking(|| self.file.write_all_at(bytes, offset)) {
+            // Part of it may be there, where a longer file has zeros.
+            let _ = self.file.set_len(self.length());
+            return Err(e);
+        }
         let end = offset + bytes.len() as u64;
         self.length.fetch_max(end, Ordering::SeqCst);
         if offset < inner.sent {

@@ -302,6 +302,7 @@ async fn the_process_dies() {
         synced.sync_all().unwrap();
         synced.write_all(b"and what was not").unwrap();
         fs::write(mount.path(&format!("closed{round}")), pattern(round, 0, 100_000)).unwrap();
+        drop(File::create(mount.path(&format!("empty{round}"))).unwrap());
         let mut over = OpenOptions::new().write(true).open(mount.path("closed0")).unwrap();
         over.write_all(b"never handed over").unwrap();
         let _open = File::open(mount.path(&format!("closed{round}"))).unwrap();
@@ -314,6 +315,7 @@ async fn the_process_dies() {
             assert!(file.starts_with(&pattern(i, 0, 200_000)), "round {round}: synced{i}");
             assert!(fs::read(again.path(&format!("closed{i}"))).unwrap() == pattern(i, 0, 100_000));
             assert!(fs::read(folder.join(format!("closed{i}"))).unwrap() == pattern(i, 0, 100_000));
+            assert!(fs::read(folder.join(format!("empty{i}"))).unwrap().is_empty(), "made and closed");
         }
         drop((mount, again));
     }
@@ -325,6 +327,47 @@ async fn the_process_dies() {
     drop(open);
     assert!(names(&mount.at).is_empty(), "nothing is mounted any more");
     fs_.delete(&p("/m/open"), false).await.unwrap();
+}
+
+/// (S-33, S-34) A staging folder that is full refuses the write and harms nothing; a rename that fails leaves its target, read or not, where it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_harms_nothing() {
+    if !is_here("what_fails_harms_nothing") {
+        return;
+    }
+    let cluster = Cluster::start(1, &[]).await;
+    let one = cluster.mount_folder("/one", &[("block_size", "64KiB"), ("page_size", "64KiB")]).await;
+    cluster.mount_folder("/two", &[]).await;
+    let staging = cluster.dir.path().join("staging");
+    fs::create_dir(&staging).unwrap();
+    nix::mount::mount(Some("tmpfs"), &staging, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=2m")).expect("a small tmpfs");
+    let old = pattern(1, 0, 700_000);
+    fs::write(one.join("f"), &old).unwrap();
+    let option = format!("staging_dir={}", staging.display());
+    let mount = Mount::start(&cluster, "mnt", &["-o", &option]);
+    let f = mount.path("one/f");
+    let file = OpenOptions::new().write(true).open(&f).unwrap();
+    assert_eq!(errno(file.write_all_at(&pattern(2, 0, 4_000_000), 600_000)), nix::libc::ENOSPC);
+    drop(file);
+    let now = fs::read(&f).unwrap();
+    assert!(
+        now.len() < 2 << 20 && now[..600_000] == old[..600_000] && now[600_000..] == pattern(2, 0, 4_000_000)[..now.len() - 600_000],
+        "no more than was taken"
+    );
+    fs::write(&f, &old).unwrap();
+    assert!(fs::read(one.join("f")).unwrap() == old, "there is room again");
+    // Read through the process, of several blocks; another under store's file cannot take its name.
+    let mut reads = File::open(&f).unwrap();
+    fs::write(mount.path("two/g"), b"g").unwrap();
+    assert_eq!(errno(fs::rename(mount.path("two/g"), &f)), nix::libc::EXDEV);
+    let mut seen = Vec::new();
+    reads.read_to_end(&mut seen).unwrap();
+    drop(reads);
+    assert!(seen == old && fs::read(&f).unwrap() == old && fs::read(one.join("f")).unwrap() == old);
+    assert_eq!((names(&mount.path("one")), fs::read(mount.path("two/g")).unwrap()), (vec!["f".to_owned()], b"g".to_vec()));
+    sh(&cluster.dir.path().join("mnt"), "mv two/g one/g && grep -qx g one/g && ! test -e two/g");
+    drop(mount);
+    let _ = nix::mount::umount2(&staging, nix::mount::MntFlags::MNT_DETACH);
 }
 
 /// (S-15, S-33) The worker and the master are killed under readers and a writer: no wrong byte, nothing acknowledged is lost, and all goes on.
@@ -364,20 +407,21 @@ async fn servers_die_under_the_mount() {
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..500))).await;
         cluster.restart_master();
     }
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    fs::write(plain.join("stop"), b"").unwrap();
-    for program in &mut programs {
-        program.wait().unwrap();
-    }
     let lines = |name: &str| -> Vec<String> {
         let all = fs::read_dir(&plain).unwrap().map(|e| e.unwrap()).filter(|e| e.file_name().to_string_lossy().starts_with(name));
         all.flat_map(|e| fs::read_to_string(e.path()).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()).collect()
     };
+    let (read, synced) = (lines("reads-").len(), lines("synced").len());
+    eventually("all go on", 90, async || lines("reads-").len() > read + 20 && lines("synced").len() > synced + 3).await;
+    fs::write(plain.join("stop"), b"").unwrap();
+    for program in &mut programs {
+        program.wait().unwrap();
+    }
     let (read, synced) = (lines("reads-"), lines("synced"));
     let count = |code: &str| read.iter().filter(|line| *line == code).count();
     eprintln!("{rounds} kills of each: {} reads were right, {} refused; {} files synced", count("0"), count("2"), synced.len());
     assert_eq!((count("1"), count("124")), (0, 0), "wrong bytes; waited for longer than 90 s");
-    assert!(count("0") > 20 && synced.len() > 3);
+    assert!(count("0") > 20);
     for name in &synced {
         assert!(fs::read(folder.join(name)).unwrap() == pattern(0, 0, length(0)), "{name} was synced");
     }

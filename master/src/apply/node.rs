@@ -20,6 +20,9 @@ pub fn make(c: &mut Context<'_, '_>, op: &MakeNode) -> Result<()> {
     if ![LINK, PIPE, CHARACTER_DEVICE, BLOCK_DEVICE, SOCKET].contains(&op.kind) {
         return Err(err!(InvalidArgument, "{:o} is no kind of name", op.kind));
     }
+    if matches!(op.kind, CHARACTER_DEVICE | BLOCK_DEVICE) && !c.who.superuser {
+        return Err(err!(PermissionDenied, "only a superuser makes devices"));
+    }
     if op.kind == LINK && (op.target.is_empty() || op.target.len() > PATH_MAX_BYTES || op.target.contains(&0)) {
         return Err(err!(InvalidArgument, "a link leads to a path of 1 to {PATH_MAX_BYTES} bytes"));
     }

@@ -4,8 +4,8 @@ use super::*;
 use crate::store::Reader;
 use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId};
 use forebay_proto::journal::{
-    Abandon, AbandonBlock, AddBlocks, AddMount, Complete, Create, Delete, FinishPending, Mkdir, Rename, Seen, SetAttributes, SetQuota, SyncChildren,
-    UpdateMount,
+    Abandon, AbandonBlock, AddBlocks, AddMount, Complete, Create, Delete, FinishPending, MakeNode, Mkdir, Rename, Seen, SetAttributes, SetQuota,
+    SyncChildren, UpdateMount,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -646,6 +646,22 @@ fn impossible_numbers_are_refused() {
     assert_eq!(machine.entry(&[mkdir(u64::MAX)])[0].error_kind, 0);
     assert_eq!(machine.entry(&[mkdir(2)])[0].error_kind, ErrorKind::Expired.code());
     assert_eq!(machine.entry(&[mkdir(u64::MAX)])[0].error_kind, 0);
+}
+
+/// Devices are a superuser's to make; links, pipes and sockets anybody's who may write the folder.
+#[test]
+fn devices_are_not_for_everybody() {
+    let mut machine = Machine::new();
+    machine.one(Op::SetAttributes(SetAttributes { path: bytes("/"), mode: Some(0o777), ..Default::default() }));
+    let node = |name: &str, kind| Op::MakeNode(MakeNode { path: bytes(name), kind, mode: 0o666, target: bytes("t"), device: 1 });
+    for (sequence, (name, kind, allowed)) in
+        [("/c", 0o2, false), ("/b", 0o6, false), ("/l", 0o12, true), ("/p", 0o1, true), ("/x", 0o10, false)].into_iter().enumerate()
+    {
+        let reply = machine.entry(&[call(5, sequence as u64 + 1, "mallory", node(name, kind))]).remove(0);
+        assert_eq!(reply.error_kind == 0, allowed, "{name}: {}", reply.error_message);
+    }
+    assert_eq!(machine.one(node("/c", 0o2)).error_kind, 0);
+    assert_eq!((machine.look("/c").device, machine.look("/l").target.as_ref()), (1, &b"t"[..]));
 }
 
 /// (S-32) A file that is given other bytes is what it was until they are complete, is nobody else's to change meanwhile, and stays itself.
