@@ -46,6 +46,16 @@ pub enum Command {
     /// Long work that was begun with load, cp, persist, setReplication
     #[command(subcommand)]
     Job(JobCommand),
+    /// The CSI driver of a node: volumes of pods that are folders of the namespace (the chart runs it)
+    Csi(CsiArgs),
+    /// Make folders and give them to a user: in containers, whose image has no shell
+    Prepare {
+        /// Who is to have them
+        #[arg(long, value_name = "UID:GID")]
+        owner: String,
+        #[arg(required = true)]
+        dirs: Vec<PathBuf>,
+    },
     /// Measure a running cluster, each figure beside a reference of the same run
     Bench(forebay_bench::Options),
     /// Configuration: every value and where it came from
@@ -70,9 +80,25 @@ pub struct MountArgs {
     /// Stay until it is unmounted, or this is told to stop (SIGTERM)
     #[arg(long, short = 'f')]
     pub foreground: bool,
+    /// Mount nothing: say whether the mount that is there answers
+    #[arg(long, conflicts_with_all = ["foreground", "read_only"])]
+    pub check: bool,
     /// Where the process in the background logs to (default: /var/log/forebay/mount-….log, or in the user's data folder)
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct CsiArgs {
+    /// The node's name in Kubernetes
+    #[arg(long, env = "FOREBAY_CLIENT__NODE_NAME")]
+    pub node: String,
+    /// Kubelet's folder
+    #[arg(long, default_value = "/var/lib/kubelet", value_name = "DIR")]
+    pub kubelet_dir: PathBuf,
+    /// Where /healthz and /metrics are
+    #[arg(long, default_value = "127.0.0.1:30002", value_name = "ADDRESS:PORT")]
+    pub web: std::net::SocketAddr,
 }
 
 #[derive(Args)]
@@ -448,10 +474,17 @@ pub enum FsadminCommand {
     #[command(name = "decommissionWorker", alias = "decommission-worker")]
     DecommissionWorker {
         /// host:port as `report capacity` shows it, or its id (`--json`)
-        worker: String,
+        #[arg(required_unless_present = "this")]
+        worker: Option<String>,
+        /// The worker whose data folder (`worker.data_dir`) is here
+        #[arg(long, conflicts_with = "worker")]
+        this: bool,
         /// Do not wait until it has left
         #[arg(long)]
         no_wait: bool,
+        /// Wait no longer than this, like 60s
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "no_wait")]
+        timeout: Option<std::time::Duration>,
     },
     /// Take a worker in again that was to leave
     #[command(name = "enableWorker", alias = "enable-worker")]
@@ -517,7 +550,7 @@ impl Cli {
     pub fn log_filter(&self) -> &str {
         match (&self.log, &self.command) {
             (Some(filter), _) => filter,
-            (None, Command::Master | Command::Worker(_)) => "info,openraft=warn",
+            (None, Command::Master | Command::Worker(_) | Command::Csi(_)) => "info,openraft=warn",
             (None, Command::Local(_)) => "warn,openraft=error",
             // What fuser says of requests that were interrupted meanwhile is nobody's trouble.
             (None, Command::Mount(args)) if args.foreground => "info,fuser=off",

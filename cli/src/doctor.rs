@@ -47,6 +47,7 @@ pub async fn run(fs: &FileSystem, config: &ClientConfig, output: Output) -> Resu
                 check_workers(fs, &report, &mut found).await;
                 check_short_circuit(fs, config, &report, &mut found).await;
                 check_hadoop(config, &report, &mut found).await;
+                check_kubernetes(&report, &mut found);
                 check_stores(&report, &mut found);
                 check_disk(&report, &mut found);
                 report.warnings.iter().for_each(|w| found.add(Verdict::Warn, "security", w));
@@ -70,6 +71,22 @@ pub async fn run(fs: &FileSystem, config: &ClientConfig, output: Output) -> Resu
     })?;
     let failed = found.0.iter().any(|f| f.verdict == Verdict::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Whether the master sees the pods and nodes that locality needs, and the workers say where they are.
+fn check_kubernetes(report: &ReportResponse, found: &mut Findings) {
+    const CHECK: &str = "locality";
+    let Some(seen) = &report.kubernetes else { return };
+    let (pods, nodes) = (seen.pods, seen.nodes);
+    if !seen.error.is_empty() {
+        let mend = "give the master's service account get, list and watch of pods and nodes (the chart's rbac.create), or set kubernetes.locality = \"none\"";
+        found.add(Verdict::Warn, CHECK, format!("{}: {mend}", seen.error));
+    } else {
+        found.add(Verdict::Ok, CHECK, format!("by {}: {pods} pods on {nodes} nodes are known", seen.locality));
+    }
+    for worker in report.workers.iter().filter(|w| !w.lost && w.address.as_ref().is_some_and(|a| a.node.is_empty())) {
+        found.add(Verdict::Warn, CHECK, format!("worker {} does not say which node it is on: set worker.node_name (spec.nodeName)", name(worker)));
+    }
 }
 
 /// How long a port of the Hadoop front may take to answer.

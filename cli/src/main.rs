@@ -7,6 +7,7 @@ mod fs;
 mod job;
 mod mount;
 mod output;
+mod prepare;
 mod report;
 mod roles;
 
@@ -39,7 +40,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     telemetry::init(cli.log_filter())?;
     let loaded = config::load(cli.config.as_deref(), &cli.flags()?)?;
     let runtime = match cli.command {
-        Command::Local(_) | Command::Master | Command::Worker(_) | Command::Mount(_) => {
+        Command::Local(_) | Command::Master | Command::Worker(_) | Command::Mount(_) | Command::Csi(_) => {
             tokio::runtime::Builder::new_multi_thread().enable_all().build()
         }
         _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
@@ -51,10 +52,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Local(args) => roles::local(loaded.config, args).await.map(|()| ExitCode::SUCCESS),
             Command::Master => roles::master(loaded.config).await.map(|()| ExitCode::SUCCESS),
             Command::Worker(_) => roles::worker(loaded.config).await.map(|()| ExitCode::SUCCESS),
+            Command::Csi(args) => roles::csi(&loaded.config, args, cli.config.as_deref()).await.map(|()| ExitCode::SUCCESS),
             Command::Mount(args) => mount::run(args, &loaded.config, output).await.map(|()| ExitCode::SUCCESS),
             Command::Fs(command) => fs::run(command, &loaded.config.client, output).await,
-            Command::Fsadmin(command) => report::run(command, &loaded.config.client, output).await,
+            Command::Fsadmin(command) => report::run(command, &loaded.config, output).await,
             Command::Job(command) => job::run(command, &loaded.config.client, output).await.map(|()| ExitCode::SUCCESS),
+            Command::Prepare { owner, dirs } => prepare::run(&owner, &dirs).map(|()| ExitCode::SUCCESS),
             Command::Bench(options) => forebay_bench::run(options, &loaded.config.client, cli.json).await.map(|()| ExitCode::SUCCESS),
             Command::Config(command) => config_cmd::run(&command, &loaded, output).map(|()| ExitCode::SUCCESS),
         }

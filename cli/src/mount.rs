@@ -6,9 +6,11 @@ use forebay_common::config::{Config, FuseConfig};
 use forebay_common::{AbsPath, Error, Result, err};
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// What the process in the background says to the one that started it when the mount is there.
 const READY: &str = "READY ";
@@ -28,6 +30,9 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
     let (fuse, read_only) = options(&args, &config.fuse)?;
     let path = AbsPath::parse(args.path.as_bytes())?;
     let mountpoint = std::path::absolute(&args.mountpoint).map_err(|e| Error::io(args.mountpoint.display(), &e))?;
+    if args.check {
+        return check(&mountpoint, output).await;
+    }
     if args.foreground {
         let shown = mountpoint.display().to_string();
         let options = forebay_fuse::Options { mountpoint, path, read_only: read_only || args.read_only };
@@ -41,6 +46,25 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
     let json = serde_json::json!({ "mountpoint": mountpoint, "path": args.path, "log": log, "how": how });
     output
         .show(&json, || output::line(&format!("{} is mounted on {} ({how}); log: {}; umount {1} ends it", path, mountpoint.display(), log.display())))
+}
+
+/// How long a mount may take to tell its statistics.
+const CHECK_WAIT: Duration = Duration::from_secs(4);
+
+/// Whether a mount is there and its process answers. Errors: nothing of ours is there; it does not answer.
+async fn check(mountpoint: &Path, output: Output) -> Result<()> {
+    let file = mountpoint.join(OsStr::from_bytes(forebay_fuse::STATISTICS));
+    // A thread of its own, which this process does not wait for: a read of a mount that hangs cannot be given up.
+    let (said, heard) = tokio::sync::oneshot::channel();
+    let asked = file.clone();
+    std::thread::spawn(move || said.send(std::fs::read(&asked)));
+    let shown = mountpoint.display();
+    match tokio::time::timeout(CHECK_WAIT, heard).await {
+        Ok(Ok(Ok(_))) => output.show(&serde_json::json!({ "mountpoint": mountpoint, "answers": true }), || output::line(&format!("{shown} answers"))),
+        Ok(Ok(Err(e))) if e.kind() == std::io::ErrorKind::NotFound => Err(err!(NotFound, "no Forebay mount is on {shown}")),
+        Ok(Ok(Err(e))) => Err(Error::io(format!("the mount on {shown}"), &e)),
+        _ => Err(err!(Timeout, "the mount on {shown} does not answer within {} s", CHECK_WAIT.as_secs())),
+    }
 }
 
 fn options(args: &MountArgs, defaults: &FuseConfig) -> Result<(FuseConfig, bool)> {

@@ -4,18 +4,30 @@ use crate::args::{FsadminCommand, PathConfCommand, ReportKind};
 use crate::doctor;
 use crate::output::{self, Output, bytes, percent, time};
 use forebay_client::FileSystem;
-use forebay_common::config::ClientConfig;
+use forebay_common::config::Config;
+use forebay_common::error::at;
 use forebay_common::{AbsPath, Result, err};
 use forebay_proto::{AtRisk, AtRiskFile, DirUsage, NamedValue, ReportResponse, TierUsage, WorkerReport};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-pub async fn run(command: FsadminCommand, config: &ClientConfig, output: Output) -> Result<ExitCode> {
-    let fs = FileSystem::connect(config).await?;
+pub async fn run(command: FsadminCommand, config: &Config, output: Output) -> Result<ExitCode> {
+    let fs = FileSystem::connect(&config.client).await?;
     match command {
         FsadminCommand::GetBlockInfo { block } => block_info(&fs, block, output).await?,
-        FsadminCommand::DecommissionWorker { worker, no_wait } => decommission(&fs, &worker, !no_wait, output).await?,
+        FsadminCommand::DecommissionWorker { worker, this: _, no_wait, timeout } => {
+            let worker = match worker {
+                Some(worker) => worker,
+                None => this_worker(&config.worker.data_dir)?,
+            };
+            let limit = timeout.unwrap_or(Duration::MAX);
+            let waited = tokio::time::timeout(limit, decommission(&fs, &worker, !no_wait, output)).await;
+            waited
+                .map_err(|_| err!(Timeout, "worker {worker} has not left within {} s: what is only there is not copied yet", limit.as_secs()))??;
+        }
         FsadminCommand::EnableWorker { worker } => {
             let id = fs.set_worker(&worker, false).await?;
             let json = json!({ "worker": format!("{id:016x}"), "leaving": false });
@@ -27,7 +39,7 @@ pub async fn run(command: FsadminCommand, config: &ClientConfig, output: Output)
             fs.update_mount(&AbsPath::parse(&path)?, None, set, Vec::new()).await?;
             output.show(&json!({ "path": path, "ufs_mode": mode }), || output::line(&format!("the under store of {path} is {mode} now")))?;
         }
-        FsadminCommand::Doctor => return doctor::run(&fs, config, output).await,
+        FsadminCommand::Doctor => return doctor::run(&fs, &config.client, output).await,
         FsadminCommand::Report { kind } => {
             let report = fs.report().await?;
             match kind {
@@ -40,6 +52,13 @@ pub async fn run(command: FsadminCommand, config: &ClientConfig, output: Output)
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The id of the worker whose data folder this is.
+fn this_worker(dir: &Path) -> Result<String> {
+    let path = dir.join("worker-id");
+    let id = std::fs::read_to_string(&path).map_err(at(format!("--this: {} (worker.data_dir)", path.display())))?;
+    Ok(id.trim().to_owned())
 }
 
 /// Has a worker leave and waits until it has.
@@ -60,7 +79,7 @@ async fn decommission(fs: &FileSystem, worker: &str, wait: bool, output: Output)
             said = state.to_move;
             eprintln!("{said} blocks and files under construction are only there");
         }
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
     };
     let json = json!({ "worker": format!("{id:016x}"), "leaving": true, "left": left });
     let text = if left { "has left: it may be stopped" } else { "is to leave: see `forebay fsadmin report capacity`" };

@@ -1,6 +1,6 @@
 //! `forebay local`, `master`, `worker`: start, serve until a signal, stop.
 
-use crate::args::LocalArgs;
+use crate::args::{CsiArgs, LocalArgs};
 use crate::output::{bytes, line};
 use forebay_common::config::{ClientConfig, Config, TierDir};
 use forebay_common::error::at;
@@ -76,6 +76,23 @@ pub async fn worker(config: Config) -> Result<()> {
     shutdown.cancel();
     drain(worker.stopped()).await;
     asked
+}
+
+/// The CSI driver of a node. Its mounts have the same configuration.
+pub async fn csi(config: &Config, args: CsiArgs, file: Option<&std::path::Path>) -> Result<()> {
+    let shutdown = CancellationToken::new();
+    let mut mount = vec![std::env::current_exe().map_err(at("the path of this program"))?.into_os_string()];
+    if let Some(file) = file {
+        mount.extend(["--config".into(), file.as_os_str().to_owned()]);
+    }
+    let options =
+        forebay_csi::Options { node: args.node, kubelet_dir: args.kubelet_dir, socket_dir: config.client.socket_dir.clone(), web: args.web, mount };
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        let _ = until_signal(&stop).await;
+        stop.cancel();
+    });
+    forebay_csi::run(options, shutdown).await
 }
 
 async fn drain(stopped: impl Future<Output = ()>) {

@@ -500,7 +500,7 @@ impl Inner {
         let local_workers = self.local_ids().await;
         let m = &self.master;
         m.ask(|caller| {
-            let request = OpenRequest { caller, path: raw(path), local_workers: local_workers.clone() };
+            let request = OpenRequest { caller, path: raw(path), local_workers: local_workers.clone(), node: self.config.node_name.clone() };
             let mut files = m.files.clone();
             async move { files.open(request).await }
         })

@@ -17,4 +17,5 @@ mod opening;
 mod session;
 mod staged;
 
+pub use mount::STATISTICS;
 pub use session::{Options, able, run};

@@ -30,7 +30,13 @@ impl IpcClient {
     pub async fn connect(address: &str, user: &str, timeout: Duration) -> Result<IpcClient> {
         let io = |e: std::io::Error| Error::io(format!("NameNode {address}"), &e);
         let late = |_| err!(Timeout, "NameNode {address} does not answer within {} ms", timeout.as_millis());
-        let mut stream = tokio::time::timeout(timeout, TcpStream::connect(address)).await.map_err(late)?.map_err(io)?;
+        let stream = tokio::time::timeout(timeout, TcpStream::connect(address)).await.map_err(late)?.map_err(io)?;
+        Self::over(stream, user, timeout).await.map_err(|e| e.context(format!("NameNode {address}")))
+    }
+
+    /// Greets over a connection that is there.
+    pub async fn over(mut stream: TcpStream, user: &str, timeout: Duration) -> Result<IpcClient> {
+        let io = |e: std::io::Error| Error::io("greeting", &e);
         stream.set_nodelay(true).map_err(io)?;
         let client_id = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
         let context = IpcConnectionContextProto {

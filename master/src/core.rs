@@ -7,6 +7,7 @@ use crate::held::Held;
 use crate::identity::Identity;
 use crate::job::Jobs;
 use crate::journal::Journal;
+use crate::kubernetes;
 use crate::metrics::ClusterMetrics;
 use crate::mount::{MountTable, Syncer};
 use crate::namespace::Who;
@@ -14,7 +15,7 @@ use crate::persist::Persist;
 use crate::store::{Cf, Reader, Store, reply_key};
 use crate::tasks::Tasks;
 use crate::worker::{Registry, TokenKeys};
-use forebay_common::config::{MasterConfig, SecurityConfig};
+use forebay_common::config::{KubernetesConfig, MasterConfig, SecurityConfig};
 use forebay_common::{BlockId, MountId, Result, clock, err};
 use forebay_proto::journal::{Command, RenewLease, Reply, command::Op};
 use forebay_proto::{Caller, NamedValue};
@@ -63,6 +64,9 @@ impl Applied for Soft {
 pub struct Core {
     pub config: MasterConfig,
     pub security: SecurityConfig,
+    pub kubernetes_config: KubernetesConfig,
+    /// The cluster around it; empty where there is none.
+    pub kubernetes: Arc<kubernetes::View>,
     pub cluster_secret: Vec<u8>,
     pub store: Store,
     pub journal: Journal,

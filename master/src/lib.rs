@@ -15,6 +15,8 @@ mod held;
 mod identity;
 mod job;
 pub mod journal;
+mod kubernetes;
+mod locality;
 mod metrics;
 mod mount;
 pub mod namespace;

@@ -9,6 +9,7 @@ pub mod disk;
 pub mod fuse;
 pub mod hadoop;
 pub mod hdfs;
+pub mod kube;
 pub mod proxy;
 pub mod raw;
 pub mod s3;

@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("forebay-client", &["forebay-common", "forebay-proto"]),
     ("forebay-webhdfs", &["forebay-common", "forebay-proto", "forebay-client", "forebay-hdfs"]),
     ("forebay-fuse", &["forebay-common", "forebay-proto", "forebay-client"]),
+    ("forebay-csi", &["forebay-common"]),
     (
         "forebay",
         &[
@@ -22,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "forebay-proto",
             "forebay-client",
             "forebay-fuse",
+            "forebay-csi",
             "forebay-webhdfs",
             "forebay-master",
             "forebay-worker",

@@ -19,7 +19,7 @@ struct Target {
 
 async fn open_raw(cluster: &Cluster, path: &str) -> Target {
     let (mut files, caller) = (files(&cluster.address).await, caller("root", 0, 0));
-    let answer = files.open(OpenRequest { caller, path: path.as_bytes().to_vec().into(), local_workers: vec![] }).await.expect("open").into_inner();
+    let answer = files.open(OpenRequest { caller, path: path.as_bytes().to_vec().into(), ..Default::default() }).await.expect("open").into_inner();
     let worker = answer.workers[0].clone();
     Target { address: worker.address.expect("address"), good: worker.token, block: answer.blocks[0].id }
 }
@@ -166,9 +166,9 @@ async fn names_stay_inside() {
     let mut files = files(&cluster.address).await;
     let long = format!("/m/{}", "n".repeat(300)).into_bytes();
     for bad in [b"/m/../outside/secret".to_vec(), b"/m/a\0b".to_vec(), long, b"m".to_vec(), b"".to_vec(), b"/m/./x".to_vec()] {
-        let status = files.open(OpenRequest { caller: caller("root", 0, 0), path: bad.clone().into(), local_workers: vec![] }).await.unwrap_err();
+        let status = files.open(OpenRequest { caller: caller("root", 0, 0), path: bad.clone().into(), ..Default::default() }).await.unwrap_err();
         let kind = forebay_proto::convert::from_status(&status).kind();
         assert!(matches!(kind, ErrorKind::InvalidArgument | ErrorKind::NameTooLong), "{:?}: {kind:?}", String::from_utf8_lossy(&bad));
     }
-    assert!(files.open(OpenRequest { caller: None, path: b"/".to_vec().into(), local_workers: vec![] }).await.is_err());
+    assert!(files.open(OpenRequest { caller: None, path: b"/".to_vec().into(), ..Default::default() }).await.is_err());
 }

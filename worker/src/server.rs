@@ -94,6 +94,7 @@ pub async fn start(config: &Config, more: axum::Router, shutdown: CancellationTo
         hadoop_ipc_port: front.as_ref().map_or(0, |f| u32::from(f.ipc_port)),
         ip: front.as_ref().map(|f| f.ip.clone()).unwrap_or_default(),
         hadoop_host: worker.hadoop_host.clone(),
+        node: worker.node_name.clone(),
     };
     let core = Arc::new(Core {
         id,
@@ -119,7 +120,7 @@ pub async fn start(config: &Config, more: axum::Router, shutdown: CancellationTo
         tokio::spawn(heartbeat.run(registered_sender, shutdown.clone())),
         tokio::spawn(task::run(core.clone(), incarnation, shutdown.clone())),
         tokio::spawn(scrub::run(core.clone(), shutdown.clone())),
-        tokio::spawn(web::serve(web, more, shutdown.clone())),
+        tokio::spawn(web::serve(web, more, registered.clone(), shutdown.clone())),
     ];
     tasks.extend(front.into_iter().flat_map(|front| front.serve(&core, &shutdown)));
     tracing::info!(worker = %id, %data_addr, socket = %socket_path.display(), "worker is up");

@@ -1,14 +1,21 @@
-//! `/metrics` (Prometheus text) and `/healthz`.
+//! `/metrics` (Prometheus text), `/healthz` (alive), and `/readyz` (the master knows it).
 
+use axum::http::StatusCode;
 use axum::{Router, routing::get};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Serves until `shutdown`, with `more` routes beside its own.
-pub async fn serve(listener: TcpListener, more: Router, shutdown: CancellationToken) {
+/// Serves until `shutdown`, with `more` routes beside its own. `registered`: the master has answered once.
+pub async fn serve(listener: TcpListener, more: Router, registered: watch::Receiver<bool>, shutdown: CancellationToken) {
+    let ready = move || {
+        let is = *registered.borrow();
+        async move { if is { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "the master has not answered yet\n") } }
+    };
     let app = Router::new()
         .route("/metrics", get(|| async { ([("content-type", "text/plain; version=0.0.4")], forebay_common::metrics::render()) }))
         .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
         .merge(more);
     if let Err(e) = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await {
         tracing::error!(error = %e, "web server ended");

@@ -16,6 +16,8 @@ pub struct ClientConfig {
     pub socket_dir: PathBuf,
     /// Who is asking; the operating system's user when empty.
     pub user: String,
+    /// The Kubernetes node this runs on, for a master that may not look at pods; empty outside of one.
+    pub node_name: String,
     /// Limit of one call to the master, retries included.
     pub call_timeout_ms: u64,
     /// Limit of connecting to a worker.
@@ -38,6 +40,7 @@ impl Default for ClientConfig {
             short_circuit: true,
             socket_dir: default_socket_dir(),
             user: String::new(),
+            node_name: String::new(),
             call_timeout_ms: 60_000,
             connect_timeout_ms: 2_000,
             read_timeout_ms: 60_000,

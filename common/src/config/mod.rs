@@ -5,6 +5,7 @@
 
 mod client;
 mod fuse;
+mod kubernetes;
 mod master;
 mod mount;
 mod security;
@@ -13,6 +14,7 @@ mod worker;
 
 pub use client::ClientConfig;
 pub use fuse::FuseConfig;
+pub use kubernetes::{KubernetesConfig, Locality};
 pub use master::MasterConfig;
 pub use mount::{MountConfig, OptionValue, REDACTED, is_secret_option};
 pub use security::SecurityConfig;
@@ -39,6 +41,8 @@ pub struct Config {
     pub fuse: FuseConfig,
     /// Who may talk to whom.
     pub security: SecurityConfig,
+    /// A master in a Kubernetes cluster.
+    pub kubernetes: KubernetesConfig,
     /// Under stores mounted when the master starts, unless mounted already.
     pub mount: Vec<MountConfig>,
 }
@@ -170,6 +174,7 @@ impl Config {
         self.master.check()?;
         self.worker.check()?;
         self.fuse.check()?;
+        self.kubernetes.check()?;
         self.security.check(&[("master.bind", &self.master.bind), ("worker.bind", &self.worker.bind)])
     }
 }

@@ -34,6 +34,8 @@ pub struct WorkerConfig {
     pub bind: String,
     /// Host name or address that others reach this worker by; `bind` when empty.
     pub advertise_host: String,
+    /// The Kubernetes node it is on; empty outside of one.
+    pub node_name: String,
     /// Block bytes over TCP. 0 takes any free port.
     pub data_port: u16,
     /// `/metrics`, `/healthz`. 0 takes any free port.
@@ -105,6 +107,7 @@ impl Default for WorkerConfig {
             data_dir: data,
             bind: "127.0.0.1".into(),
             advertise_host: String::new(),
+            node_name: String::new(),
             data_port: 29998,
             web_port: 30000,
             hadoop: true,

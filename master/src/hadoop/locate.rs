@@ -1,26 +1,25 @@
 //! Where blocks are, as a caller should see it: the one place that builds located blocks.
 //!
-//! `Policy` decides the order of a block's workers for a caller; it is the part that another surrounding (Kubernetes) replaces. Here: the
-//! caller's own machine first, then its rack, then the nearest racks, the fullest copy first. A block that nobody has names the workers that should fetch it.
-//! Each located block carries a token for exactly that block on exactly those workers.
+//! `crate::locality` says how near a block's workers are to the caller, and by which names they are told: the nearest first, the fullest copy of those as near. A
+//! block that nobody has names the workers that should fetch it. Each located block carries a token for exactly that block on exactly those workers.
 
 use super::Hadoop;
 use super::asker::Asker;
 use super::exception::Thrown;
 use super::recovery;
 use crate::core::Core;
+use crate::locality::{Name, Position};
 use crate::mount::{self, Resolved};
 use crate::namespace::{self, READ, block_ids};
 use crate::source;
 use crate::store::Reader;
-use crate::worker::{WorkerView, fetch_order};
+use crate::worker::WorkerView;
 use forebay_common::token::{BlockRun, Claims, UfsSource};
 use forebay_common::{AbsPath, BlockId, Result, WorkerId, clock};
 use forebay_hdfs::hadoop::common::TokenProto;
 use forebay_hdfs::hadoop::hdfs::{self as wire, datanode_info_proto::AdminState};
 use forebay_proto::TierUsage;
 use forebay_proto::store::{Inode, Lease};
-use std::net::IpAddr;
 
 /// All blocks are of one pool.
 pub const BLOCK_POOL: &str = "BP-forebay-1";
@@ -34,47 +33,46 @@ const LOCATIONS_MAX: usize = 8;
 /// Located blocks of one answer.
 const BLOCKS_PER_ANSWER: usize = 20_000;
 /// A worker that has a block, or should fetch it.
-pub struct Candidate<'a> {
-    pub worker: &'a WorkerView,
+struct Candidate<'a> {
+    worker: &'a WorkerView,
     /// Bytes of the block that it has.
-    pub cached_bytes: u64,
+    cached_bytes: u64,
     /// It has all of the block, in memory.
+    in_memory: bool,
+}
+
+/// A worker as one block tells it.
+pub struct Told<'a> {
+    pub worker: &'a WorkerView,
     pub in_memory: bool,
+    pub name: Name,
 }
 
-/// Who is offered first.
-pub trait Policy: Send + Sync {
-    /// Sorts the workers of one block for a caller at `ip` on a rack, the best first.
-    fn sort(&self, ip: IpAddr, rack: &str, candidates: &mut [Candidate<'_>]);
-}
+impl<'a> Told<'a> {
+    /// By its own name.
+    pub fn own(worker: &'a WorkerView) -> Told<'a> {
+        Told { worker, in_memory: false, name: Name::Own }
+    }
 
-/// The caller's machine, then those nearest to it, then the fullest.
-pub struct ByAddress;
-
-impl Policy for ByAddress {
-    fn sort(&self, ip: IpAddr, rack: &str, candidates: &mut [Candidate<'_>]) {
-        candidates.sort_by_key(|c| (!is_at(c.worker, ip), distance(rack, &c.worker.rack), std::cmp::Reverse(c.cached_bytes)));
+    fn datanode(&self) -> wire::DatanodeInfoProto {
+        let mut info = datanode(self.worker, &[]);
+        match &self.name {
+            Name::Own => {}
+            // The same DataNode: a client that finds it dead finds all its names dead.
+            Name::Host(host) => info.id.host_name.clone_from(host),
+            // Another one: where its socket fails, the worker's own address is still good.
+            Name::Here(ip) => {
+                info.id.ip_addr = ip.to_string();
+                info.id.host_name = ip.to_string();
+                info.id.datanode_uuid.push_str(BY_SOCKET);
+            }
+        }
+        info
     }
 }
 
-/// Levels of two racks that are not the same, as Hadoop's `NetworkTopology` counts them.
-pub fn distance(a: &str, b: &str) -> usize {
-    let names = |rack: &'_ str| rack.split('/').filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>();
-    let (a, b) = (names(a), names(b));
-    let common = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
-    a.len() + b.len() - 2 * common
-}
-
-/// The rack of whoever calls from an address.
-fn rack_of(core: &Core, live: &[WorkerView], ip: IpAddr) -> String {
-    let beside = live.iter().find(|w| is_at(w, ip)).map(|w| w.rack.clone());
-    beside.unwrap_or_else(|| core.soft.workers.racks.of(&[&ip.to_string()]))
-}
-
-/// Whether a worker is on the machine that a call came from.
-pub fn is_at(worker: &WorkerView, ip: IpAddr) -> bool {
-    worker.address.ip.parse() == Ok(ip)
-}
+/// Ends the id of a worker that is told under its caller's address.
+const BY_SOCKET: &str = "-socket";
 
 /// A worker as a DataNode. `tiers`: where they are known.
 pub fn datanode(worker: &WorkerView, tiers: &[TierUsage]) -> wire::DatanodeInfoProto {
@@ -111,7 +109,8 @@ pub fn uuid(worker: WorkerId) -> String {
 
 /// The worker of a DataNode's id.
 pub fn worker_of(uuid: &str) -> Option<WorkerId> {
-    u64::from_str_radix(uuid.strip_prefix("forebay-")?, 16).ok().map(WorkerId)
+    let id = uuid.strip_prefix("forebay-")?;
+    u64::from_str_radix(id.strip_suffix(BY_SOCKET).unwrap_or(id), 16).ok().map(WorkerId)
 }
 
 /// A block as clients name it.
@@ -137,19 +136,19 @@ pub fn located(
     claims: Option<&Claims>,
     offset: u64,
     block: wire::ExtendedBlockProto,
-    at: &[(&WorkerView, bool)],
+    at: &[Told<'_>],
 ) -> Result<wire::LocatedBlockProto> {
     let token: bytes::Bytes = claims.map(|claims| core.keys.sign(claims)).transpose()?.unwrap_or_default().into();
     Ok(wire::LocatedBlockProto {
         b: block,
         offset,
-        locs: at.iter().map(|(worker, _)| datanode(worker, &[])).collect(),
+        locs: at.iter().map(Told::datanode).collect(),
         corrupt: false,
         // Clients echo it unread.
         block_token: TokenProto { identifier: token, password: bytes::Bytes::new(), kind: "HDFS_BLOCK_TOKEN".to_owned(), service: String::new() },
-        is_cached: at.iter().map(|(_, in_memory)| *in_memory).collect(),
+        is_cached: at.iter().map(|told| told.in_memory).collect(),
         storage_types: at.iter().map(|_| wire::StorageTypeProto::Disk as i32).collect(),
-        storage_i_ds: at.iter().map(|(worker, _)| storage(worker.id)).collect(),
+        storage_i_ds: at.iter().map(|told| storage(told.worker.id)).collect(),
         ..wire::LocatedBlockProto::default()
     })
 }
@@ -167,6 +166,8 @@ struct Asked<'a> {
     source: Option<UfsSource>,
     /// Without it no token is signed.
     readable: bool,
+    /// It is about to read: told by a call of its own, not by a listing.
+    reads: bool,
 }
 
 impl Asked<'_> {
@@ -174,12 +175,21 @@ impl Asked<'_> {
     fn blocks(&self, offset: u64, length: u64) -> Result<Vec<wire::LocatedBlockProto>> {
         let end = offset.saturating_add(length).min(self.inode.length);
         let live: Vec<WorkerView> = self.core.soft.workers.live().into_iter().filter(|w| w.address.hadoop_port > 0).collect();
+        let position = Position::of(self.core, Some(self.asker.ip), "", &live);
+        let open: Vec<WorkerView> = live.iter().filter(|w| !w.leaving).cloned().collect();
         let touched = namespace::blocks(self.inode).skip_while(|(_, (at, length))| at + length <= offset).take_while(|(_, (at, _))| *at < end);
         // More than that are asked for again, from where the answer ends.
-        touched.take(BLOCKS_PER_ANSWER).map(|(block, span)| self.block(&live, block, span)).collect()
+        touched.take(BLOCKS_PER_ANSWER).map(|(block, span)| self.block(&position, &live, &open, block, span)).collect()
     }
 
-    fn block(&self, live: &[WorkerView], block: BlockId, (offset, length): (u64, u64)) -> Result<wire::LocatedBlockProto> {
+    fn block(
+        &self,
+        position: &Position<'_>,
+        live: &[WorkerView],
+        open: &[WorkerView],
+        block: BlockId,
+        (offset, length): (u64, u64),
+    ) -> Result<wire::LocatedBlockProto> {
         let holders = self.core.soft.blocks.holders(block);
         let mut candidates: Vec<Candidate<'_>> = holders
             .iter()
@@ -189,9 +199,7 @@ impl Asked<'_> {
             })
             .collect();
         if self.source.is_some() && candidates.iter().all(|c| c.cached_bytes < length) {
-            let open: Vec<WorkerView> = live.iter().filter(|w| !w.leaving).cloned().collect();
-            let beside = live.iter().find(|w| !w.leaving && is_at(w, self.asker.ip)).map(|w| w.id);
-            for id in beside.into_iter().chain(fetch_order(&open, block).into_iter().take(FETCHERS)) {
+            for id in position.fetchers(open, block, FETCHERS) {
                 if let Some(worker) = live.iter().find(|w| w.id == id)
                     && candidates.iter().all(|c| c.worker.id != id)
                 {
@@ -199,26 +207,36 @@ impl Asked<'_> {
                 }
             }
         }
-        ByAddress.sort(self.asker.ip, &rack_of(self.core, live, self.asker.ip), &mut candidates);
+        candidates.sort_by_key(|c| (position.distance(c.worker), std::cmp::Reverse(c.cached_bytes)));
         candidates.truncate(LOCATIONS_MAX);
-        let at: Vec<(&WorkerView, bool)> = candidates.iter().map(|c| (c.worker, c.in_memory)).collect();
-        let workers: Vec<WorkerId> = at.iter().map(|(w, _)| w.id).collect();
+        let by_rank: Vec<&WorkerView> = candidates.iter().map(|c| c.worker).collect();
+        let mut told: Vec<Told<'_>> = position
+            .tell(block, &by_rank)
+            .into_iter()
+            .map(|(i, name)| Told { worker: candidates[i].worker, in_memory: candidates[i].in_memory, name })
+            .collect();
+        if let Some(first) = candidates.first().filter(|c| self.reads && c.cached_bytes >= length)
+            && let Some(name) = position.by_socket(first.worker)
+        {
+            told.insert(0, Told { worker: first.worker, in_memory: first.in_memory, name });
+        }
+        let workers: Vec<WorkerId> = candidates.iter().map(|c| c.worker.id).collect();
         let claims = Claims {
             ufs: self.source.clone(),
             short_blocks: if length < self.inode.block_size_bytes { vec![0, length] } else { Vec::new() },
             ..block_claims(self.core, self.inode, offset, block, &self.asker.user, &workers)
         };
-        located(self.core, self.readable.then_some(&claims), offset, extended(block, length), &at)
+        located(self.core, self.readable.then_some(&claims), offset, extended(block, length), &told)
     }
 
     /// The block that is being written: its workers say how long it is.
     fn open_block(&self, lease: &Lease, offset: u64, block: BlockId) -> Result<Option<wire::LocatedBlockProto>> {
         let present = self.core.soft.workers.present();
-        let at: Vec<(&WorkerView, bool)> = present.iter().filter(|w| is_written_to(lease, w.id)).map(|w| (w, false)).collect();
+        let at: Vec<Told<'_>> = present.iter().filter(|w| is_written_to(lease, w.id)).map(Told::own).collect();
         if at.is_empty() {
             return Ok(None);
         }
-        let workers: Vec<WorkerId> = at.iter().map(|(w, _)| w.id).collect();
+        let workers: Vec<WorkerId> = at.iter().map(|told| told.worker.id).collect();
         let claims = Claims { lease_id: lease.id, ..block_claims(self.core, self.inode, offset, block, &self.asker.user, &workers) };
         located(self.core, self.readable.then_some(&claims), offset, extended(block, 0), &at).map(Some)
     }
@@ -250,7 +268,7 @@ fn blocks_of(
         Some(lease) => so_far(h, inode, lease),
         None => (inode.clone(), None),
     };
-    let asked = Asked { core: &h.core, asker: a, inode: &known, source, readable };
+    let asked = Asked { core: &h.core, asker: a, inode: &known, source, readable, reads: range.is_some() };
     let (offset, length) = range.unwrap_or((0, u64::MAX));
     let blocks = asked.blocks(offset, length)?;
     let last_block = match (&lease, open) {

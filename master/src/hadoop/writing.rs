@@ -10,6 +10,7 @@ use super::asker::Asker;
 use super::exception::Thrown;
 use super::{locate, status};
 use crate::core::Core;
+use crate::locality::Position;
 use crate::mount::{PathConfig, Resolved, WriteType, raw};
 use crate::namespace::{self, block_ids};
 use crate::replicate;
@@ -165,7 +166,8 @@ fn spread(mut from: Vec<WorkerView>, count: usize) -> Vec<WorkerView> {
 pub fn candidates(core: &Core, a: &Asker, excluded: &[WorkerId]) -> Vec<WorkerView> {
     let mut open = core.soft.workers.live();
     open.retain(|w| !w.leaving && w.address.hadoop_port > 0 && !excluded.contains(&w.id));
-    open.sort_by_key(|w| (!locate::is_at(w, a.ip), std::cmp::Reverse(w.free_bytes)));
+    let position = Position::of(core, Some(a.ip), "", &open);
+    open.sort_by_cached_key(|w| (!position.distance(w).is_here(), std::cmp::Reverse(w.free_bytes)));
     open
 }
 
@@ -206,7 +208,7 @@ pub fn writable(
         mount_id,
         ..locate::block_claims(core, inode, offset, id, &a.user, &audience)
     };
-    let at: Vec<(&WorkerView, bool)> = workers.iter().map(|w| (w, false)).collect();
+    let at: Vec<locate::Told<'_>> = workers.iter().map(locate::Told::own).collect();
     locate::located(core, Some(&claims), offset, block, &at)
 }
 

@@ -21,13 +21,13 @@ use forebay_common::{Error, ErrorKind, Result, counter, err, gauge};
 use forebay_proto::journal::{Command, Reply};
 use log_store::LogStore;
 use openraft::error::{ClientWriteError, InitializeError, RaftError};
-use openraft::{BasicNode, Raft, SnapshotPolicy};
+use openraft::{BasicNode, Raft, RaftMetrics, SnapshotPolicy};
 use state_machine::StateMachine;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{mpsc, oneshot, watch};
 
 counter!(COMMANDS, "forebay_master_journal_commands_total", "commands proposed to the journal");
 counter!(ENTRIES, "forebay_master_journal_entries_total", "entries of the journal, one fsync each");
@@ -35,6 +35,44 @@ counter!(REFUSED, "forebay_master_journal_queue_full_total", "commands refused b
 gauge!(QUEUED, "forebay_master_journal_queued_commands", "commands waiting for the journal");
 
 type Proposal = (Command, oneshot::Sender<Result<Reply>>);
+
+/// How far the replay of the log is, for people and probes.
+#[derive(Default)]
+pub struct Replay {
+    applied: AtomicU64,
+    last: AtomicU64,
+}
+
+impl Replay {
+    /// What follows a journal's metrics until its master serves.
+    fn follow(self: &Arc<Self>) -> impl FnOnce(watch::Receiver<RaftMetrics<u64, BasicNode>>) + use<> {
+        let replay = self.clone();
+        move |mut metrics| {
+            tokio::spawn(async move {
+                loop {
+                    {
+                        let m = metrics.borrow_and_update();
+                        replay.applied.store(m.last_applied.map_or(0, |l| l.index), Ordering::Relaxed);
+                        replay.last.store(m.last_log_index.unwrap_or(0), Ordering::Relaxed);
+                    }
+                    if metrics.changed().await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+}
+
+impl std::fmt::Display for Replay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (applied, last) = (self.applied.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
+        match last {
+            0 => write!(f, "starting"),
+            _ => write!(f, "recovering, {} %", applied.min(last) * 100 / last),
+        }
+    }
+}
 
 /// The handle. Cheap to clone.
 #[derive(Clone)]
@@ -44,8 +82,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the log in `dir/log`, replays what the store has not applied yet, and waits until this node leads.
-    pub async fn start(dir: &Path, config: &MasterConfig, store: Store, on_applied: Arc<dyn Applied>) -> Result<Journal> {
+    /// Opens the log in `dir/log`, replays what the store has not applied yet, and waits until this node leads. `replay` tells how far that is.
+    pub async fn start(dir: &Path, config: &MasterConfig, store: Store, on_applied: Arc<dyn Applied>, replay: &Arc<Replay>) -> Result<Journal> {
         let log = LogStore::open(&dir.join("log"))?;
         let machine = StateMachine::open(store, dir.join("checkpoints"), on_applied, config)?;
         let raft_config = openraft::Config {
@@ -58,6 +96,7 @@ impl Journal {
             ..openraft::Config::default()
         };
         let raft_config = raft_config.validate().map_err(|e| err!(Internal, "journal configuration: {e}"))?;
+        let follow = replay.follow();
         let raft = Raft::new(NODE_ID, Arc::new(raft_config), network::NoPeers, log, machine).await.map_err(|e| err!(Internal, "journal: {e}"))?;
         match raft.initialize(BTreeMap::from([(NODE_ID, BasicNode::default())])).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
@@ -66,7 +105,9 @@ impl Journal {
         if raft.current_leader().await.is_none() {
             raft.trigger().elect().await.map_err(|e| err!(Internal, "journal: {e}"))?;
         }
-        raft.wait(Some(Duration::from_secs(600)))
+        follow(raft.metrics());
+        // However long the log is; the probe says that it goes on.
+        raft.wait(None)
             .metrics(|m| m.current_leader == Some(NODE_ID) && m.last_applied.map(|l| l.index) == m.last_log_index, "leading, and all applied")
             .await
             .map_err(|e| err!(Unavailable, "journal: this master does not become the leader: {e}"))?;

@@ -6,13 +6,14 @@ use crate::hadoop;
 use crate::mount::Mounted;
 use crate::namespace;
 use crate::store::Reader;
+use forebay_common::config::Locality;
 use forebay_common::{BlockId, ErrorKind, MountId, Result, WorkerId, clock, err};
 use forebay_proto::admin_server::Admin;
 use forebay_proto::convert::to_status;
 use forebay_proto::journal::{self, command::Op};
 use forebay_proto::{
-    ClientCounters, ClientCountersDone, GetBlockRequest, GetBlockResponse, NamedValue, PingRequest, PingResponse, ReportRequest, ReportResponse,
-    SetWorkerRequest, SetWorkerResponse, UfsReport, WorkerAddress,
+    ClientCounters, ClientCountersDone, GetBlockRequest, GetBlockResponse, KubernetesReport, NamedValue, PingRequest, PingResponse, ReportRequest,
+    ReportResponse, SetWorkerRequest, SetWorkerResponse, UfsReport, WorkerAddress,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,8 +127,15 @@ impl Service {
             data_dir_free_bytes: bytes(disk.as_ref().map_or(0, nix::sys::statvfs::Statvfs::blocks_available)),
             at_risk: Some(core.persist.at_risk(core)?),
             hadoop_port: u32::from(core.hadoop_port),
+            kubernetes: (core.kubernetes_config.locality != Locality::None).then(|| kubernetes(core)),
         })
     }
+}
+
+fn kubernetes(core: &Core) -> KubernetesReport {
+    let (pods, nodes, error) = core.kubernetes.summary();
+    let locality = format!("{:?}", core.kubernetes_config.locality).to_lowercase();
+    KubernetesReport { locality, pods: pods as u64, nodes: nodes as u64, error }
 }
 
 async fn check(mounted: &Mounted) -> Result<()> {

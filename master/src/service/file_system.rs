@@ -6,6 +6,7 @@ use crate::mount::{self, Mounted, PathConfig, Resolved, WriteType, raw};
 use crate::namespace::{self, READ, Walk, Who};
 use crate::store::{Cf, Reader};
 use crate::{free, passive, replicate};
+use forebay_common::config::Locality;
 use forebay_common::layout::shorter_than;
 use forebay_common::limits::LIST_BATCH_ENTRIES;
 use forebay_common::token::UfsSource;
@@ -112,7 +113,13 @@ impl Service {
         Ok(receiver)
     }
 
-    async fn open_inner(&self, request: OpenRequest) -> Result<OpenResponse> {
+    /// Where a call comes from. Outside of a cluster a client's sockets say all there is to say.
+    fn from<T>(&self, request: &Request<T>, node: &str) -> placement::From {
+        let ip = request.remote_addr().map(|address| address.ip()).filter(|_| self.0.kubernetes_config.locality != Locality::None);
+        placement::From { ip, node: node.to_owned() }
+    }
+
+    async fn open_inner(&self, from: placement::From, request: OpenRequest) -> Result<OpenResponse> {
         let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
         let found = resolved.found(&path)?;
         if found.inode.folder {
@@ -138,11 +145,11 @@ impl Service {
             _ => None,
         };
         passive::note_open(&self.0, &found.inode, resolved.mount.as_deref(), &request.local_workers, &blocks);
-        let (workers, token_expires_at_ms) = placement::for_reading(&self.0, &who, &found.inode, source, &request.local_workers, &mut blocks)?;
+        let (workers, token_expires_at_ms) = placement::for_reading(&self.0, &who, &from, &found.inode, source, &request.local_workers, &mut blocks)?;
         Ok(OpenResponse { status: Some(status), blocks, workers, token_expires_at_ms })
     }
 
-    async fn create_inner(&self, request: CreateRequest) -> Result<CreateResponse> {
+    async fn create_inner(&self, from: placement::From, request: CreateRequest) -> Result<CreateResponse> {
         let core = &self.0;
         let named: Option<WriteType> = if request.write_type.is_empty() { None } else { Some(request.write_type.parse()?) };
         let kept_alone = named.map(|w| matches!(w, WriteType::Async | WriteType::CacheOnly));
@@ -165,7 +172,7 @@ impl Service {
         }
         let (block_size, page_size) =
             options.map_or((core.config.block_size.as_u64(), core.config.page_size.as_u64()), |o| (o.block_size_bytes, o.page_size_bytes));
-        let worker = placement::for_writing(core, &request.local_workers, &request.avoid_workers)?;
+        let worker = placement::for_writing(core, &from, &request.local_workers, &request.avoid_workers)?;
         let op = journal::Create {
             path: raw(&path),
             overwrite: request.overwrite,
@@ -593,10 +600,12 @@ impl FileSystem for Service {
         answer(self.list_inner(r.into_inner()).await.map(|receiver| Box::pin(ReceiverStream::new(receiver)) as Self::ListStream))
     }
     async fn open(&self, r: Request<OpenRequest>) -> Result<Response<OpenResponse>, Status> {
-        answer(self.open_inner(r.into_inner()).await)
+        let from = self.from(&r, &r.get_ref().node);
+        answer(self.open_inner(from, r.into_inner()).await)
     }
     async fn create(&self, r: Request<CreateRequest>) -> Result<Response<CreateResponse>, Status> {
-        answer(self.create_inner(r.into_inner()).await)
+        let from = self.from(&r, &r.get_ref().node);
+        answer(self.create_inner(from, r.into_inner()).await)
     }
     async fn add_blocks(&self, r: Request<AddBlocksRequest>) -> Result<Response<WriteTarget>, Status> {
         answer(self.add_blocks_inner(r.into_inner()).await)

@@ -16,6 +16,7 @@ use crate::hadoop;
 use crate::identity::Identity;
 use crate::job::Jobs;
 use crate::journal::Journal;
+use crate::kubernetes;
 use crate::metrics::ClusterMetrics;
 use crate::mount::{Syncer, raw, resolve, watch};
 use crate::persist::{self, Persist};
@@ -80,15 +81,19 @@ pub async fn start(config: &Config, more: impl FnOnce(SocketAddr) -> axum::Route
     };
     let (rpc_addr, web_addr) = (rpc.local_addr().map_err(at("socket"))?, web.local_addr().map_err(at("socket"))?);
     let hadoop_addr = hadoop.as_ref().map(TcpListener::local_addr).transpose().map_err(at("socket"))?;
+    let pages = web::Web::default();
+    let mut tasks = vec![tokio::spawn(pages.clone().serve(web, shutdown.clone()))];
     let store = Store::open(&dir.join("meta"), usize::try_from(master.store_cache.as_u64()).unwrap_or(256 << 20))?;
     let soft = Arc::new(Soft::default());
     soft.workers.set_leaving(&store.view().leaving_workers()?);
-    let journal = Journal::start(&dir, &master, store.clone(), soft.clone()).await?;
+    let journal = Journal::start(&dir, &master, store.clone(), soft.clone(), &pages.replay).await?;
     let core = Arc::new(Core {
         keys: TokenKeys::open(&dir, &master)?,
         identity: Identity::new(config.security.superuser_group.clone()),
         cluster_secret: config.security.cluster_secret()?,
         security: config.security.clone(),
+        kubernetes_config: config.kubernetes.clone(),
+        kubernetes: Arc::default(),
         config: master,
         store,
         journal,
@@ -104,13 +109,14 @@ pub async fn start(config: &Config, more: impl FnOnce(SocketAddr) -> axum::Route
     if config.security.allow_insecure_bind {
         tracing::warn!("security.allow_insecure_bind is on: every client is believed to be the user it says it is");
     }
-    mount_root(&core).await?;
+    mount_root(&core, config).await?;
     mount_configured(&core, config).await?;
-    let mut tasks = vec![
+    tasks.extend([
         tokio::spawn(crate::worker::run_racks(core.clone(), shutdown.clone())),
+        tokio::spawn(kubernetes::run(core.kubernetes_config.clone(), core.kubernetes.clone(), shutdown.clone())),
         tokio::spawn(driver::run(core.clone(), shutdown.clone())),
         tokio::spawn(driver::run_lives(core.clone(), shutdown.clone())),
-    ];
+    ]);
     tasks.push(tokio::spawn(persist::run(core.clone(), shutdown.clone())));
     tasks.push(tokio::spawn(watch::run(core.clone(), shutdown.clone())));
     core.jobs.resume(&core)?;
@@ -127,7 +133,7 @@ pub async fn start(config: &Config, more: impl FnOnce(SocketAddr) -> axum::Route
         }
     }));
     tasks.extend(hadoop.map(|listener| tokio::spawn(hadoop::serve(listener, core.clone(), shutdown.clone()))));
-    tasks.push(tokio::spawn(web::serve(web, more(rpc_addr), core.clone(), shutdown)));
+    pages.open(more(rpc_addr), core.clone());
     tracing::info!(%rpc_addr, %web_addr, ?hadoop_addr, "master is up");
     Ok(MasterHandle { rpc_addr, web_addr, hadoop_addr, core, tasks, _lock: lock })
 }
@@ -144,10 +150,13 @@ fn lock_dir(dir: &std::path::Path) -> Result<fd_lock::RwLockWriteGuard<'static, 
     lock.try_write().map_err(|_| err!(Busy, "{} belongs to a running master: stop it first", dir.display()))
 }
 
-/// `/` is a mount like the others; by default a folder under the data directory.
-async fn mount_root(core: &Core) -> Result<()> {
+/// `/` is a mount like the others; where the configuration does not say what is there, a folder under the data directory.
+async fn mount_root(core: &Core, config: &Config) -> Result<()> {
     if core.store.view().root().is_ok_and(|root| root.mount_id > 0) {
         return Ok(());
+    }
+    if let Some(root) = config.mount.iter().find(|m| m.path == "/") {
+        return mounts::mount(core, None, &AbsPath::root(), &root.uri, root.read_only, resolve(&root.options)?).await;
     }
     let folder = core.config.data_dir.join("root");
     std::fs::create_dir_all(&folder).map_err(at(folder.display()))?;

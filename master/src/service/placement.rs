@@ -1,43 +1,57 @@
 //! Which workers a client should read from and write to, each with a token for it.
 
 use crate::core::Core;
+use crate::locality::Position;
 use crate::mount::Mounted;
 use crate::namespace::{Who, block_runs};
 use crate::source::read_claims;
-use crate::worker::{WorkerView, fetch_order};
+use crate::worker::WorkerView;
 use forebay_common::token::{self, Claims, UfsSource};
 use forebay_common::{BlockId, Result, WorkerId, clock, err};
 use forebay_proto::store::Inode;
 use forebay_proto::{BlockInfo, BlockLocation, WorkerToken, WriteTarget};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// Workers named per block that may fetch it, beside those that have it.
 const FETCHERS: usize = 2;
+
+/// Where a client calls from: its address, and the node it says it is on.
+#[derive(Clone, Debug, Default)]
+pub struct From {
+    pub ip: Option<IpAddr>,
+    pub node: String,
+}
 
 /// Orders each block's holders (the client's own first), appends who may fetch what is missing, and signs a token per worker.
 pub fn for_reading(
     core: &Core,
     who: &Who,
+    from: &From,
     inode: &Inode,
     source: Option<UfsSource>,
     local: &[u64],
     blocks: &mut [BlockInfo],
 ) -> Result<(Vec<WorkerToken>, u64)> {
-    let live: BTreeMap<WorkerId, WorkerView> = core.soft.workers.live().into_iter().map(|w| (w.id, w)).collect();
+    let all = core.soft.workers.live();
+    let position = Position::of(core, from.ip, &from.node, &all);
     // A worker that is to leave still serves what it has, and fetches nothing.
-    let views: Vec<WorkerView> = live.values().filter(|w| !w.leaving).cloned().collect();
+    let views: Vec<WorkerView> = all.iter().filter(|w| !w.leaving).cloned().collect();
+    let live: BTreeMap<WorkerId, WorkerView> = all.into_iter().map(|w| (w.id, w)).collect();
     let local: Vec<WorkerId> = local.iter().map(|id| WorkerId(*id)).filter(|id| live.get(id).is_some_and(|w| !w.leaving)).collect();
     let mut needed = BTreeSet::new();
     for block in blocks.iter_mut() {
         block.locations.retain(|l| live.contains_key(&WorkerId(l.worker_id)));
-        // The fullest first, a local one before others as full.
-        block.locations.sort_by_key(|l| (std::cmp::Reverse(l.cached_bytes), !local.contains(&WorkerId(l.worker_id))));
+        // The fullest first, a local one before others as full, and then the nearest.
+        block.locations.sort_by_cached_key(|l| {
+            let id = WorkerId(l.worker_id);
+            (std::cmp::Reverse(l.cached_bytes), !local.contains(&id), live.get(&id).map(|w| position.distance(w)))
+        });
         if let Some(i) = block.locations.iter().position(|l| local.contains(&WorkerId(l.worker_id)) && l.cached_bytes >= block.length) {
             block.locations[..=i].rotate_right(1);
         }
         if source.is_some() {
-            let order = fetch_order(&views, BlockId(block.id));
-            for id in local.iter().copied().chain(order.into_iter().take(FETCHERS)) {
+            for id in local.iter().copied().chain(position.fetchers(&views, BlockId(block.id), FETCHERS)) {
                 if !block.locations.iter().any(|l| l.worker_id == id.get()) {
                     block.locations.push(BlockLocation { worker_id: id.get(), tier: String::new(), cached_bytes: 0 });
                 }
@@ -56,13 +70,15 @@ pub fn for_reading(
     Ok((tokens, expires_at_ms))
 }
 
-/// The worker that a new file is written to: the client's own, else the one with most room.
-pub fn for_writing(core: &Core, local: &[u64], avoid: &[u64]) -> Result<WorkerView> {
+/// The worker that a new file is written to: the client's own, else the one on its machine, else the one with most room.
+pub fn for_writing(core: &Core, from: &From, local: &[u64], avoid: &[u64]) -> Result<WorkerView> {
     let live = core.soft.workers.live();
+    let position = Position::of(core, from.ip, &from.node, &live);
     let open = |w: &&WorkerView| !w.leaving && !avoid.contains(&w.id.get());
     live.iter()
         .filter(open)
         .find(|w| local.contains(&w.id.get()))
+        .or_else(|| live.iter().filter(open).find(|w| !w.address.node.is_empty() && position.distance(w).is_here()))
         .or_else(|| live.iter().filter(open).max_by_key(|w| w.free_bytes))
         .cloned()
         .ok_or_else(|| err!(Unavailable, "no worker is there to write to: start one with `forebay worker`, or wait for it to register"))

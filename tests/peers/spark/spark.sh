@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Unmodified Spark from PyPI, each version in a virtual environment of its own.
 #   spark.sh VERSION URI FOLDER [KEY=VALUE ..]   runs jobs.py against a file system, its local files in FOLDER; keys are Spark's
+#   spark.sh VERSION prepare                     prints the folder of the environment
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${FOREBAY_CACHE:-$HOME/.cache/forebay}/peers/spark
@@ -26,5 +27,6 @@ if [ ! -x "$home/ok" ]; then
   fi
   exec 9>&-
 fi
+[ "${1:-}" != prepare ] || { echo "$home"; exit 0; }
 unset HADOOP_CONF_DIR
 exec "$home/bin/python" "$here/jobs.py" "$@"

@@ -3,7 +3,8 @@
 //! A MEM folder is a tmpfs of our own with huge pages where we may mount, else the folder as given. Beside every folder is a
 //! read-only bind mount of it, through which files are opened for clients: such a descriptor cannot be re-opened for
 //! writing, truncated or chmod-ed by anybody, root included (EROFS). The mounts stay when the worker stops, so that blocks
-//! survive its restart; stale read-only mounts are replaced at start.
+//! survive its restart; stale read-only mounts are replaced at start. Where somebody else has mounted the folder read-only beside it (in a pod, the
+//! same volume), that is used.
 //!
 //! Invariant: `used` covers what the folder's files occupy, unlinked but still held ones ("zombies") and reservations of
 //! writes under way included.
@@ -76,7 +77,7 @@ pub struct Dir {
     stuck_at: Mutex<Option<Instant>>,
     /// Blocks in it.
     pub blocks: AtomicU64,
-    _lock: Flock<File>,
+    _locks: [Flock<File>; 2],
 }
 
 /// Somebody who waits for room.
@@ -162,13 +163,16 @@ impl Dir {
             }
             _ => {}
         }
+        // Only now: what was mounted above would hide it. In a pod the folder is a volume that others may have as well, and what is beside it is not.
+        let within = lock_file(&path.join("lock"), &path)?;
         let blocks_dir = path.join("blocks");
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&blocks_dir).map_err(at(blocks_dir.display()))?;
         if medium != Medium::Mem {
             sync_names(&blocks_dir);
             check_disk(&blocks_dir, quota_bytes, reserve_bytes)?;
         }
-        let grant_dir = match mount_read_only(&blocks_dir, &beside(&path, "ro")) {
+        let given = given_read_only(&blocks_dir, &beside(&path, "ro"));
+        let grant_dir = match given.map_or_else(|| mount_read_only(&blocks_dir, &beside(&path, "ro")), Ok) {
             Ok(path) => Some(path),
             Err(e) => {
                 warnings.push(format!(
@@ -204,7 +208,7 @@ impl Dir {
             stuck_pass: AtomicU64::new(0),
             stuck_at: Mutex::default(),
             blocks: AtomicU64::new(0),
-            _lock: lock,
+            _locks: [lock, within],
         })
     }
 
@@ -439,10 +443,13 @@ fn beside(dir: &Path, suffix: &str) -> PathBuf {
     dir.with_file_name(format!("{name}.{suffix}"))
 }
 
-/// The lock is beside the folder: a tmpfs mounted on it would hide a lock inside.
+/// A lock beside the folder is there before anything is mounted on it.
 fn lock_beside(dir: &Path) -> Result<Flock<File>> {
-    let path = beside(dir, "lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(at(path.display()))?;
+    lock_file(&beside(dir, "lock"), dir)
+}
+
+fn lock_file(path: &Path, dir: &Path) -> Result<Flock<File>> {
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(at(path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|_| err!(Busy, "{} belongs to a running worker: stop it first, or give this one another folder", dir.display()))
 }
@@ -477,6 +484,15 @@ fn mount_tmpfs(dir: &Path, quota_bytes: u64) -> nix::Result<()> {
         }
     }
     Err(nix::errno::Errno::EINVAL)
+}
+
+/// A read-only mount of the folder above `blocks_dir`, where somebody has made one.
+fn given_read_only(blocks_dir: &Path, to: &Path) -> Option<PathBuf> {
+    let there = to.join("blocks");
+    let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    let is_same = same(std::fs::metadata(blocks_dir).ok()?, std::fs::metadata(&there).ok()?);
+    let read_only = nix::sys::statvfs::statvfs(&there).is_ok_and(|s| s.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
+    (is_same && read_only).then_some(there)
 }
 
 fn mount_read_only(from: &Path, to: &Path) -> Result<PathBuf> {

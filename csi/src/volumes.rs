@@ -1,0 +1,370 @@
+//! Published volumes: written down, mounted, and kept mounted.
+//!
+//! A volume of files is a process, `forebay mount TARGET --foreground`, that a task watches: where it ends by itself it is begun anew, and takes away the mount that
+//! the dead one left. Pods that mount the volume with `mountPropagation: HostToContainer` see the new mount. A volume of sockets is a read-only bind mount.
+
+use crate::Options;
+use forebay_common::error::at;
+use forebay_common::{Error, Result, counter, err, gauge};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+gauge!(PUBLISHED, "forebay_csi_volumes", "volumes that are published on this node");
+counter!(RESTARTS, "forebay_csi_mounts_restarted_total", "mounts whose process ended by itself and was begun anew");
+
+/// What a mount says when it is there.
+const READY: &str = "READY ";
+/// How long kubelet waits for a mount.
+const READY_WAIT: Duration = Duration::from_secs(30);
+/// How long a mount may take to hand over what is being written, before it is killed.
+const STOP_WAIT: Duration = Duration::from_secs(30);
+/// Pauses between two starts of a process that ends at once grow up to this.
+const AGAIN_MAX: Duration = Duration::from_secs(5);
+
+/// What a volume is of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A folder of the namespace.
+    Files { path: String, master: Option<String>, options: Vec<String>, read_only: bool },
+    /// The workers' sockets.
+    Sockets,
+}
+
+/// One volume at one place: a pod has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    pub id: String,
+    pub target: PathBuf,
+    pub kind: Kind,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    Starting,
+    Ready,
+    /// It ended before it was there, and said this.
+    Failed(String),
+}
+
+struct Running {
+    volume: Volume,
+    stop: CancellationToken,
+    state: watch::Receiver<State>,
+    task: JoinHandle<()>,
+}
+
+pub struct Volumes {
+    dir: PathBuf,
+    mount: Vec<OsString>,
+    socket_dir: PathBuf,
+    running: Mutex<HashMap<PathBuf, Running>>,
+}
+
+/// Whatever is mounted there, and on top of each other, goes.
+fn unmount_all(target: &Path) {
+    while umount2(target, MntFlags::MNT_DETACH).is_ok() {}
+}
+
+impl Volumes {
+    pub fn open(dir: PathBuf, options: &Options) -> Result<Volumes> {
+        std::fs::create_dir_all(&dir).map_err(at(dir.display()))?;
+        Ok(Volumes { dir, mount: options.mount.clone(), socket_dir: options.socket_dir.clone(), running: Mutex::default() })
+    }
+
+    fn record(&self, target: &Path) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        target.hash(&mut hasher);
+        self.dir.join(format!("{:016x}.json", hasher.finish()))
+    }
+
+    fn write_down(&self, volume: &Volume) -> Result<()> {
+        let path = self.record(&volume.target);
+        let text = serde_json::to_vec(volume).map_err(|e| err!(Internal, "a volume's record: {e}"))?;
+        let temporary = path.with_extension("new");
+        std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, &path)).map_err(at(path.display()))
+    }
+
+    /// Mounts again what is written down: what an earlier process had published.
+    pub fn resume(self: &Arc<Self>) {
+        let entries = std::fs::read_dir(&self.dir).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
+        for entry in entries.into_iter().filter(|entry| entry.path().extension().is_some_and(|e| e == "json")) {
+            match std::fs::read(entry.path()).ok().and_then(|raw| serde_json::from_slice::<Volume>(&raw).ok()) {
+                // Its pod went away while nobody was here.
+                Some(volume) if !volume.target.parent().is_some_and(Path::exists) => drop(std::fs::remove_file(entry.path())),
+                Some(volume) => {
+                    tracing::info!(volume = volume.id, target = %volume.target.display(), "a volume is mounted again");
+                    let volumes = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(e) = volumes.publish(volume).await {
+                            tracing::error!(error = %e, "a volume that was published is not mounted again");
+                        }
+                    });
+                }
+                None => tracing::error!(record = %entry.path().display(), "a volume's record cannot be read"),
+            }
+        }
+    }
+
+    /// Has a volume at its place. Returns when it is mounted. Errors: what the mount says, the volume at this place is another one.
+    pub async fn publish(&self, volume: Volume) -> Result<()> {
+        std::fs::create_dir_all(&volume.target).map_err(at(volume.target.display())).or_else(|e| {
+            // What a dead mount left cannot even be looked at.
+            unmount_all(&volume.target);
+            std::fs::create_dir_all(&volume.target).map_err(|_| e)
+        })?;
+        let mut running = self.running.lock().await;
+        if let Some(there) = running.get(&volume.target) {
+            if there.volume != volume {
+                return Err(err!(InvalidArgument, "{} has volume {} with other attributes", volume.target.display(), there.volume.id));
+            }
+        } else {
+            self.write_down(&volume)?;
+            let started = match &volume.kind {
+                Kind::Sockets => {
+                    self.bind_sockets(&volume.target)?;
+                    let (_, state) = watch::channel(State::Ready);
+                    Running { volume: volume.clone(), stop: CancellationToken::new(), state, task: tokio::spawn(async {}) }
+                }
+                Kind::Files { .. } => self.start(volume.clone()),
+            };
+            running.insert(volume.target.clone(), started);
+            PUBLISHED.set(i64::try_from(running.len()).unwrap_or(i64::MAX));
+        }
+        let mut state = match running.get(&volume.target) {
+            Some(running) => running.state.clone(),
+            None => return Err(err!(Internal, "a volume that was just started is gone")),
+        };
+        drop(running);
+        let reached = tokio::time::timeout(READY_WAIT, state.wait_for(|state| *state != State::Starting)).await;
+        match reached.map(|reached| reached.map(|state| state.clone())) {
+            Ok(Ok(State::Failed(why))) => {
+                // Kubelet asks again; until then nothing is tried.
+                self.unpublish(&volume.target).await?;
+                Err(err!(Unavailable, "{why}"))
+            }
+            Ok(_) => Ok(()),
+            Err(_) => Err(err!(Timeout, "volume {} is not mounted within {} s", volume.id, READY_WAIT.as_secs())),
+        }
+    }
+
+    fn bind_sockets(&self, target: &Path) -> Result<()> {
+        let os = |e: nix::errno::Errno| Error::io(format!("binding {} on {}", self.socket_dir.display(), target.display()), &e.into());
+        unmount_all(target);
+        mount(Some(&self.socket_dir), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(os)?;
+        let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(None::<&str>, target, None::<&str>, read_only, None::<&str>).map_err(os)
+    }
+
+    fn command(&self, volume: &Volume) -> Command {
+        let [program, before @ ..] = self.mount.as_slice() else { return Command::new("forebay") };
+        let mut command = Command::new(program);
+        command.args(before).arg("mount").arg(&volume.target).arg("--foreground");
+        if let Kind::Files { path, master, options, read_only } = &volume.kind {
+            command.arg("--path").arg(path);
+            if let Some(master) = master {
+                command.arg("--master").arg(master);
+            }
+            if *read_only {
+                command.arg("--read-only");
+            }
+            for option in options {
+                command.arg("-o").arg(option);
+            }
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    fn start(&self, volume: Volume) -> Running {
+        let (sender, state) = watch::channel(State::Starting);
+        let stop = CancellationToken::new();
+        let command = self.command(&volume);
+        let task = tokio::spawn(keep(volume.clone(), command, sender, stop.clone()));
+        Running { volume, stop, state, task }
+    }
+
+    /// Takes a volume away. Nothing is there, or it is no volume of ours any more: that is fine.
+    pub async fn unpublish(&self, target: &Path) -> Result<()> {
+        let running = self.running.lock().await.remove(target);
+        if let Some(running) = running {
+            running.stop.cancel();
+            let _ = running.task.await;
+        }
+        unmount_all(target);
+        match std::fs::remove_dir(target) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(target.display(), &e)),
+            _ => {}
+        }
+        match std::fs::remove_file(self.record(target)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("a volume's record", &e)),
+            _ => {}
+        }
+        PUBLISHED.set(i64::try_from(self.running.lock().await.len()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// The driver ends: what is being written is handed over. The records stay.
+    pub async fn stop(&self) {
+        let all: Vec<Running> = self.running.lock().await.drain().map(|(_, running)| running).collect();
+        all.iter().for_each(|running| running.stop.cancel());
+        for running in all {
+            let _ = running.task.await;
+        }
+    }
+}
+
+/// Passes on what a mount's process says, and keeps the last line.
+async fn follow(child: &mut Child, volume: &Volume, state: &watch::Sender<State>) -> Arc<std::sync::Mutex<String>> {
+    let last = Arc::new(std::sync::Mutex::new(String::new()));
+    if let Some(stderr) = child.stderr.take() {
+        let (last, id) = (last.clone(), volume.id.clone());
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                eprintln!("{id}: {line}");
+                *last.lock().unwrap_or_else(|e| e.into_inner()) = line;
+            }
+        });
+    }
+    if let Some(stdout) = child.stdout.take() {
+        let mut lines = BufReader::new(stdout).lines();
+        if let Ok(Some(line)) = lines.next_line().await
+            && line.starts_with(READY)
+        {
+            tracing::info!(volume = volume.id, target = %volume.target.display(), "a volume is mounted");
+            state.send_replace(State::Ready);
+        }
+    }
+    last
+}
+
+/// Runs a volume's process until `stop`, as often as it takes.
+async fn keep(volume: Volume, mut command: Command, state: watch::Sender<State>, stop: CancellationToken) {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let began = tokio::time::Instant::now();
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(e) => {
+                state.send_replace(State::Failed(format!("the mount's process cannot be started: {e}")));
+                return;
+            }
+        };
+        let last = tokio::select! {
+            last = follow(&mut child, &volume, &state) => last,
+            () = stop.cancelled() => return end(&mut child).await,
+        };
+        let ended = tokio::select! {
+            ended = child.wait() => ended,
+            () = stop.cancelled() => return end(&mut child).await,
+        };
+        if *state.borrow() == State::Starting {
+            // Given the time to be read.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let said = last.lock().unwrap_or_else(|e| e.into_inner()).clone();
+            state.send_replace(State::Failed(if said.is_empty() { format!("the mount ended: {ended:?}") } else { said }));
+            return;
+        }
+        RESTARTS.inc();
+        tracing::error!(volume = volume.id, ?ended, "a mount's process ended by itself; it is begun anew");
+        pause = if began.elapsed() > AGAIN_MAX { Duration::from_millis(100) } else { (pause * 2).min(AGAIN_MAX) };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Has a mount's process hand over and end.
+async fn end(child: &mut Child) {
+    if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        if tokio::time::timeout(STOP_WAIT, child.wait()).await.is_ok() {
+            return;
+        }
+        tracing::error!("a mount's process does not end within {} s, and is killed", STOP_WAIT.as_secs());
+    }
+    let _ = child.kill().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(dir: &Path, script: &str) -> Options {
+        // Stands where the mount's process would: what is tested is how it is kept.
+        Options {
+            node: "n".into(),
+            kubelet_dir: dir.join("kubelet"),
+            socket_dir: dir.join("sockets"),
+            web: ([127, 0, 0, 1], 0).into(),
+            mount: vec!["sh".into(), "-c".into(), script.into()],
+        }
+    }
+
+    fn files(dir: &Path) -> Volume {
+        let kind = Kind::Files { path: "/data".into(), master: None, options: vec![], read_only: true };
+        Volume { id: "v".into(), target: dir.join("pods/p/mount"), kind }
+    }
+
+    #[tokio::test]
+    async fn what_is_published_is_written_down_until_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Arc::new(Volumes::open(dir.path().join("volumes"), &options(dir.path(), "echo READY x; exec sleep 60")).unwrap());
+        let volume = files(dir.path());
+        volumes.publish(volume.clone()).await.unwrap();
+        volumes.publish(volume.clone()).await.unwrap();
+        let record = volumes.record(&volume.target);
+        assert_eq!(serde_json::from_slice::<Volume>(&std::fs::read(&record).unwrap()).unwrap(), volume);
+        let other = Volume { kind: Kind::Sockets, ..volume.clone() };
+        assert!(volumes.publish(other).await.is_err(), "another volume at the same place");
+        volumes.stop().await;
+        assert!(record.exists(), "the driver's end is not the volume's");
+        volumes.unpublish(&volume.target).await.unwrap();
+        assert!(!record.exists() && !volume.target.exists());
+        volumes.unpublish(&volume.target).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_the_mount_says_is_the_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes =
+            Arc::new(Volumes::open(dir.path().join("volumes"), &options(dir.path(), "echo 'forebay: no such folder' >&2; exit 1")).unwrap());
+        let e = volumes.publish(files(dir.path())).await.unwrap_err();
+        assert!(e.message().contains("no such folder"), "{e}");
+        assert!(!volumes.record(&files(dir.path()).target).exists());
+    }
+
+    /// S-36, with `volumes` of tests/tests/kube.rs.
+    #[tokio::test]
+    async fn a_process_that_ends_by_itself_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = dir.path().join("count");
+        let script = format!("echo x >>{}; echo READY x; sleep 0.2", count.display());
+        let volumes = Arc::new(Volumes::open(dir.path().join("volumes"), &options(dir.path(), &script)).unwrap());
+        volumes.publish(files(dir.path())).await.unwrap();
+        let began = std::time::Instant::now();
+        while std::fs::read_to_string(&count).unwrap().lines().count() < 3 {
+            assert!(began.elapsed() < Duration::from_secs(20));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        volumes.unpublish(&files(dir.path()).target).await.unwrap();
+        let after = std::fs::read_to_string(&count).unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(std::fs::read_to_string(&count).unwrap(), after);
+    }
+}

@@ -1,0 +1,522 @@
+//! The chart on a real cluster: three nodes with kubelet and containerd, our image, an S3 server beside it, pods that read.
+//!
+//! Under `--full` (`FOREBAY_TEST_KUBE=1`): it needs the programs of Kubernetes, and minutes. The stages share one cluster, each begins from what the one before left.
+
+use forebay_tests::kube::Cluster;
+use forebay_tests::{forebay, kube, s3, target_dir};
+use serde_json::Value;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const NAMESPACE: &str = "cache";
+/// Of the workers at first.
+const TIER: &str = "MEM, dirs: [{type: emptyDir, quota: 128Mi}]";
+/// Of the hub, where the S3 server listens.
+const HUB: &str = "10.98.0.1";
+const LICENSE: &str = include_str!("../../LICENSE");
+
+/// The chart's installation under test.
+struct Installed {
+    cluster: Cluster,
+    s3: Child,
+    rpc: String,
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        let _ = self.s3.kill();
+        let _ = self.s3.wait();
+    }
+}
+
+fn values(tag: &str, tier: &str) -> String {
+    format!(
+        "image: {{repository: localhost/forebay, tag: \"{tag}\"}}
+mounts:
+  - {{path: /, uri: \"s3://bucket/root\", options: {{endpoint: \"http://{HUB}:9000\", region: us-east-1, shared: \"true\"}}, secretOptions: {{access_key_id: {{name: keys, key: id}}, secret_access_key: {{name: keys, key: secret}}}}}}
+master:
+  persistence: {{size: 1Gi, storageClass: by-hand}}
+  resources: {{requests: {{cpu: 50m, memory: 128Mi}}, limits: {{memory: 1Gi}}}}
+  service: {{type: NodePort}}
+  nodeSelector: {{kubernetes.io/hostname: node-3}}
+worker:
+  resources: {{requests: {{cpu: 50m}}}}
+  memory: {{overhead: 512Mi}}
+  tiers: [{{medium: {tier}}}]
+  drain: {{seconds: 20}}
+csi: {{enabled: true, resources: {{requests: {{cpu: 50m, memory: 64Mi}}, limits: {{memory: 1Gi}}}}}}
+fuse: {{enabled: true, resources: {{requests: {{cpu: 50m, memory: 64Mi}}, limits: {{memory: 512Mi}}}}}}
+"
+    )
+}
+
+impl Installed {
+    fn start() -> Installed {
+        let cluster = Cluster::start(0, 3);
+        cluster.load_image(&forebay(), "1");
+        cluster.load_image(&forebay(), "2");
+        let busybox = cluster.dir().join("busybox.tar");
+        let archive = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/archive.py");
+        let installed = Command::new("sh").arg("-c").arg("command -v busybox >/dev/null || { apt-get -qq update && apt-get -qq install -y busybox-static; } >/dev/null 2>&1; command -v busybox").output().expect("sh");
+        let program = String::from_utf8_lossy(&installed.stdout).trim().to_owned();
+        let made = Command::new("python3")
+            .arg(archive)
+            .arg(&busybox)
+            .args(["localhost/busybox:1", &format!("{program}=/bin/busybox"), "--", "/bin/busybox"])
+            .status()
+            .expect("archive.py");
+        assert!(made.success());
+        cluster.load_archive(&busybox);
+        let s3 = cluster
+            .command(target_dir().join("forebay-peer-s3"))
+            .args([cluster.dir().join("s3").to_str().expect("text"), "9000", HUB])
+            .env("S3_ACCESS_KEY", s3::KEYS.0)
+            .env("S3_SECRET_KEY", s3::KEYS.1)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("forebay-peer-s3");
+        std::fs::create_dir_all(cluster.dir().join("s3/bucket/root")).expect("a bucket");
+        std::fs::write(cluster.dir().join("s3/bucket/root/LICENSE"), LICENSE).expect("a file");
+        cluster.kubectl(&["label", "node", "node-1", "node-2", "forebay=true"]);
+        cluster.kubectl(&["create", "namespace", NAMESPACE]);
+        cluster.kubectl(&[
+            "-n",
+            NAMESPACE,
+            "create",
+            "secret",
+            "generic",
+            "keys",
+            &format!("--from-literal=id={}", s3::KEYS.0),
+            &format!("--from-literal=secret={}", s3::KEYS.1),
+        ]);
+        // What a provisioner would do.
+        let made = cluster.on_node(3).args(["sh", "-c", "mkdir -p /mnt/journal && chown 1000:1000 /mnt/journal"]).status().expect("sh");
+        assert!(made.success());
+        cluster.apply(
+            "{apiVersion: v1, kind: PersistentVolume, metadata: {name: journal}, spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], storageClassName: by-hand, \
+             persistentVolumeReclaimPolicy: Retain, hostPath: {path: /mnt/journal}}}",
+        );
+        let mut all = Installed { cluster, s3, rpc: String::new() };
+        all.helm("install", "1", TIER);
+        all.ready();
+        all.rpc = all.node_port();
+        all
+    }
+
+    fn helm(&self, verb: &str, tag: &str, tier: &str) {
+        let file = self.cluster.dir().join("values.yaml");
+        std::fs::write(&file, values(tag, tier)).expect("values");
+        let chart = kube::chart();
+        self.cluster.run("helm", &[verb, "forebay", chart.to_str().expect("text"), "-n", NAMESPACE, "-f", file.to_str().expect("text")]);
+    }
+
+    fn node_port(&self) -> String {
+        let port = self.cluster.kubectl(&["-n", NAMESPACE, "get", "svc", "forebay", "-o", "jsonpath={.spec.ports[?(@.name==\"rpc\")].nodePort}"]);
+        format!("10.98.0.13:{port}")
+    }
+
+    /// Waits until all that the chart made is ready.
+    fn ready(&self) {
+        self.cluster.eventually("all pods of the chart are ready", Duration::from_secs(180), || {
+            for (kind, wanted, is) in [
+                ("statefulset/forebay-master", "replicas", "readyReplicas"),
+                ("daemonset/forebay-worker", "desiredNumberScheduled", "numberReady"),
+                ("daemonset/forebay-fuse", "desiredNumberScheduled", "numberReady"),
+                ("daemonset/forebay-csi", "desiredNumberScheduled", "numberReady"),
+            ] {
+                let status = self.json(&["get", kind]);
+                let (wanted, is) = (status["status"][wanted].as_u64().unwrap_or(0), status["status"][is].as_u64().unwrap_or(0));
+                let updated = status["status"]["updatedNumberScheduled"].as_u64().unwrap_or(is);
+                let observed = status["status"]["observedGeneration"] == status["metadata"]["generation"];
+                if wanted == 0 || is != wanted || updated != wanted || !observed {
+                    return Err(format!("{kind}: {is} of {wanted}, {updated} updated"));
+                }
+            }
+            Ok(())
+        });
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let mut all = vec!["-n", NAMESPACE, "-o", "json"];
+        all.extend(arguments);
+        serde_json::from_str(&self.cluster.kubectl(&all)).expect("JSON")
+    }
+
+    /// Our commands from outside of the cluster, by the Service.
+    fn forebay(&self, arguments: &[&str]) -> Command {
+        let mut command = self.cluster.command(forebay());
+        command.args(arguments).env("FOREBAY_MASTER", &self.rpc).env("FOREBAY_CLIENT__USER", "forebay").env("FOREBAY_CLIENT__SHORT_CIRCUIT", "false");
+        command
+    }
+
+    fn try_forebay(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = self.forebay(arguments).output().expect("forebay");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    fn report(&self) -> Value {
+        let text = self.try_forebay(&["--json", "fsadmin", "report", "capacity"]).unwrap_or_else(|e| panic!("report capacity: {e}"));
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        let text = self.try_forebay(&["--json", "fsadmin", "report", "metrics"]).expect("metrics");
+        serde_json::from_str::<Value>(&text).expect("JSON")[name].as_u64().unwrap_or(0)
+    }
+
+    /// Runs our image once in a pod on a node, as a client of the Service; returns its log.
+    fn in_pod(&self, name: &str, node: &str, arguments: &[&str], sockets: &str) -> String {
+        let (mounts, volumes) = match sockets {
+            "" => (String::new(), String::new()),
+            volume => {
+                (", volumeMounts: [{name: s, mountPath: /run/forebay, readOnly: true}]".to_owned(), format!(", volumes: [{{name: s, {volume}}}]"))
+            }
+        };
+        let arguments = serde_json::to_string(arguments).expect("JSON");
+        self.cluster.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {NAMESPACE}}}, spec: {{nodeName: {node}, restartPolicy: Never, securityContext: {{runAsUser: 2000, runAsNonRoot: true}}, \
+             containers: [{{name: c, image: \"localhost/forebay:1\", args: {arguments}, env: [{{name: FOREBAY_MASTER, value: \"forebay:19998\"}}, {{name: FOREBAY_CLIENT__USER, value: somebody}}, \
+             {{name: FOREBAY_CLIENT__SOCKET_DIR, value: /run/forebay}}]{mounts}}}]{volumes}}}}}"
+        ));
+        self.cluster.eventually(&format!("pod {name} ends"), Duration::from_secs(60), || {
+            let phase = self.cluster.kubectl(&["-n", NAMESPACE, "get", "pod", name, "-o", "jsonpath={.status.phase}"]);
+            if matches!(phase.as_str(), "Succeeded" | "Failed") { Ok(()) } else { Err(phase) }
+        });
+        let log = self.cluster.kubectl(&["-n", NAMESPACE, "logs", name]);
+        let phase = self.cluster.kubectl(&["-n", NAMESPACE, "get", "pod", name, "-o", "jsonpath={.status.phase}"]);
+        assert_eq!(phase, "Succeeded", "{log}");
+        self.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", name, "--now"]);
+        log
+    }
+
+    fn pod_of(&self, component: &str, node: &str) -> String {
+        let pods = self.json(&[
+            "get",
+            "pods",
+            "-l",
+            &format!("app.kubernetes.io/component={component}"),
+            "--field-selector",
+            &format!("spec.nodeName={node}"),
+        ]);
+        pods["items"][0]["metadata"]["name"].as_str().expect("a pod").to_owned()
+    }
+}
+
+/// What `helm install` made is there and well.
+fn installed(all: &Installed) {
+    let report = all.report();
+    let workers = report["workers"].as_array().or(report.as_array()).unwrap_or_else(|| panic!("{report}")).len();
+    assert_eq!(workers, 2, "{report}");
+    all.cluster.run("helm", &["test", "forebay", "-n", NAMESPACE, "--timeout", "90s"]);
+    let doctor = all.cluster.kubectl(&["-n", NAMESPACE, "logs", "forebay-doctor"]);
+    println!("{doctor}");
+    assert!(!doctor.contains("FAIL"), "{doctor}");
+    let line = |check: &str| doctor.lines().find(|l| l.contains(check)).unwrap_or_else(|| panic!("doctor says nothing of {check}: {doctor}"));
+    assert!(line("short circuit").contains("read through a passed descriptor"), "{doctor}");
+    assert!(line("locality").contains("pods on 3 nodes"), "{doctor}");
+    // Opened for clients through the volume's read-only mount, without a capability.
+    assert!(!doctor.contains("no read-only mount"), "{doctor}");
+    println!("{}", all.try_forebay(&["fsadmin", "report", "capacity"]).expect("report"));
+}
+
+/// The LICENSE file's words are counted in a pod on its block's node: by the socket, and over the network.
+fn words(all: &Installed) {
+    let words = |text: &str| text.split_whitespace().count();
+    all.try_forebay(&["fs", "load", "/LICENSE"]).expect("load");
+    let at: Value = serde_json::from_str(&all.try_forebay(&["--json", "fs", "stat", "/LICENSE"]).expect("stat")).expect("JSON");
+    let holder = at["blocks"][0]["locations"]
+        .as_array()
+        .and_then(|l| l.iter().find(|l| l["cached_bytes"].as_u64() == Some(LICENSE.len() as u64)))
+        .unwrap_or_else(|| panic!("{at}"));
+    let host = holder["host"].as_str().expect("a host").split(':').next().expect("an address").to_owned();
+    let pods = all.json(&["get", "pods", "-l", "app.kubernetes.io/component=worker"]);
+    let pod = pods["items"]
+        .as_array()
+        .expect("pods")
+        .iter()
+        .find(|p| p["status"]["podIP"] == host.as_str())
+        .unwrap_or_else(|| panic!("no worker has {host}"));
+    let node = pod["spec"]["nodeName"].as_str().expect("a node");
+    for (sockets, name) in [("hostPath: {path: /run/forebay}", "by-socket"), ("", "by-network")] {
+        let names = ["Cluster.BytesReadDomain", "Cluster.BytesReadRemote"];
+        let before = names.map(|n| all.counter(n));
+        let text = all.in_pod(name, node, &["fs", "cat", "/LICENSE"], sockets);
+        assert_eq!(words(&text), words(LICENSE));
+        let read = all.cluster.eventually("what the client read is counted", Duration::from_secs(20), || {
+            let read: Vec<u64> = names.iter().zip(before).map(|(n, before)| all.counter(n) - before).collect();
+            if read.iter().sum::<u64>() >= LICENSE.len() as u64 { Ok(read) } else { Err(format!("{read:?}")) }
+        });
+        println!("{name}: {} words; bytes by socket and by network: {read:?}", words(&text));
+        assert_eq!(read, if name == "by-socket" { [LICENSE.len() as u64, 0] } else { [0, LICENSE.len() as u64] }, "{name}");
+    }
+}
+
+/// A pod reads through the FUSE mount of its node, whose daemon is killed: it reads on, without being started again.
+fn mount_is_killed(all: &Installed) {
+    reader(all, "by-host-path", "hostPath: {path: /var/lib/forebay/mnt}", "/data/fs/LICENSE");
+    for _ in 0..3 {
+        kill_and_read_on(all, "by-host-path", "/data/fs/LICENSE", &pids(all, 1, "forebay mount /var/lib/forebay/mnt"));
+    }
+    all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", "by-host-path", "--now"]);
+}
+
+/// Processes of ours on a node whose words begin so.
+fn pids(all: &Installed, node: usize, words: &str) -> Vec<String> {
+    let script = format!(
+        "for p in /proc/[0-9]*; do [ \"$(readlink $p/exe)\" = /usr/local/bin/forebay ] && tr '\\0' ' ' <$p/cmdline | grep -q '{words}' && echo ${{p#/proc/}}; done; true"
+    );
+    let output = all.cluster.on_node(node).args(["sh", "-c", &script]).output().expect("sh");
+    String::from_utf8_lossy(&output.stdout).split_whitespace().map(str::to_owned).collect()
+}
+
+/// Kills these, and waits until a pod that prints the sum of `file` all the time prints it again.
+fn kill_and_read_on(all: &Installed, pod: &str, file: &str, pids: &[String]) {
+    assert!(!pids.is_empty(), "what is to be killed is found");
+    let log = |since: &str| all.cluster.try_run("kubectl", &["-n", NAMESPACE, "logs", pod, since]).1;
+    let began = Instant::now();
+    let killed = Command::new("kill").arg("-KILL").args(pids).status().expect("kill");
+    assert!(killed.success());
+    std::thread::sleep(Duration::from_secs(2));
+    all.cluster.eventually("the pod reads again", Duration::from_secs(120), || {
+        let text = log("--since=1s");
+        if text.lines().any(|l| l.ends_with(file)) { Ok(()) } else { Err(log("--since=5s")) }
+    });
+    println!("{pod}: reads again {:.1} s after the kill (looked at from 2 s on)", began.elapsed().as_secs_f64());
+    let restarts = all.json(&["get", "pod", pod])["status"]["containerStatuses"][0]["restartCount"].as_u64();
+    assert_eq!(restarts, Some(0), "the reading pod was not started again");
+}
+
+/// A pod that prints the sum of a file all the time.
+fn reader(all: &Installed, name: &str, volume: &str, file: &str) {
+    all.cluster.apply(&format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {NAMESPACE}}}, spec: {{nodeName: node-1, terminationGracePeriodSeconds: 1, containers: [{{name: c, image: \"localhost/busybox:1\", \
+         args: [sh, -c, \"while true; do /bin/busybox md5sum {file}; /bin/busybox sleep 0.2; done\"], volumeMounts: [{{name: m, mountPath: /data, mountPropagation: HostToContainer}}]}}], \
+         volumes: [{{name: m, {volume}}}]}}}}"
+    ));
+    all.cluster.eventually(&format!("{name} reads"), Duration::from_secs(90), || {
+        let text = all.cluster.try_run("kubectl", &["-n", NAMESPACE, "logs", name, "--since=60s"]).1;
+        if text.lines().filter(|l| l.ends_with(file)).count() > 2 { Ok(()) } else { Err(text) }
+    });
+}
+
+/// Volumes of the CSI driver: a claim on a folder of the namespace, whose process is killed, whose driver's pod is replaced; the sockets as an inline volume.
+fn volumes(all: &Installed) {
+    all.cluster.apply(&format!(
+        "{{apiVersion: v1, kind: PersistentVolume, metadata: {{name: lake}}, spec: {{capacity: {{storage: 1Pi}}, accessModes: [ReadOnlyMany], storageClassName: \"\", claimRef: {{name: lake, namespace: {NAMESPACE}}}, \
+         csi: {{driver: csi.forebay.io, volumeHandle: lake, readOnly: true, volumeAttributes: {{path: /}}}}}}}}
+---
+{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: lake, namespace: {NAMESPACE}}}, spec: {{accessModes: [ReadOnlyMany], storageClassName: \"\", volumeName: lake, resources: {{requests: {{storage: 1Pi}}}}}}}}"
+    ));
+    reader(all, "by-claim", "persistentVolumeClaim: {claimName: lake}", "/data/LICENSE");
+    let mounts = |all: &Installed| pids(all, 1, "forebay .*mount /var/lib/kubelet/pods");
+    kill_and_read_on(all, "by-claim", "/data/LICENSE", &mounts(all));
+    let driver = all.pod_of("csi", "node-1");
+    all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", &driver, "--now"]);
+    all.ready();
+    all.cluster.eventually("the volume is mounted again by the new driver", Duration::from_secs(60), || {
+        let text = all.cluster.try_run("kubectl", &["-n", NAMESPACE, "logs", "by-claim", "--since=1s"]).1;
+        if text.lines().any(|l| l.ends_with("/data/LICENSE")) { Ok(()) } else { Err(text) }
+    });
+    all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", "by-claim", "--now"]);
+    assert!(mounts(all).is_empty(), "no process is left of a volume that is not used");
+    // The same words, and the sockets without a hostPath.
+    let before = all.counter("Cluster.BytesReadDomain");
+    let text = all.in_pod(
+        "by-inline-volume",
+        "node-1",
+        &["fs", "cat", "/LICENSE"],
+        "csi: {driver: csi.forebay.io, readOnly: true, volumeAttributes: {sockets: \"true\"}}",
+    );
+    assert_eq!(text.split_whitespace().count(), LICENSE.split_whitespace().count());
+    all.cluster.eventually("bytes by the socket are counted", Duration::from_secs(20), || {
+        if all.counter("Cluster.BytesReadDomain") > before { Ok(()) } else { Err("none".to_owned()) }
+    });
+}
+
+/// Spark in pods: an unmodified one from PyPI, driver and two executors, each with this machine's programs as volumes; where its tasks ran is read from its own event log.
+fn spark(all: &Installed) {
+    let peers = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/spark");
+    let prepared = Command::new("bash").arg(peers.join("spark.sh")).args(["3.5.5", "prepare"]).output().expect("spark.sh");
+    assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
+    let home = String::from_utf8_lossy(&prepared.stdout).trim().to_owned();
+    // An image of links: what they lead to is this machine's, as hostPath volumes.
+    let root = all.cluster.dir().join("root");
+    for dir in ["usr", "etc", "opt", "root"] {
+        std::fs::create_dir_all(root.join(dir)).expect("a folder");
+    }
+    for link in ["bin", "sbin", "lib", "lib64"] {
+        std::os::unix::fs::symlink(format!("usr/{link}"), root.join(link)).expect("a link");
+    }
+    for file in ["etc/passwd", "etc/group", "etc/nsswitch.conf"] {
+        std::fs::copy(format!("/{file}"), root.join(file)).expect("a file");
+    }
+    for script in ["pod_entry.sh", "pod_words.py"] {
+        std::fs::copy(peers.join(script), root.join("opt").join(script)).expect("a script");
+    }
+    let volumes = [
+        ("usr", "/usr"),
+        ("java", "/etc/java-17-openjdk"),
+        ("alternatives", "/etc/alternatives"),
+        ("spark", home.as_str()),
+        ("sockets", "/run/forebay"),
+    ];
+    let mounts: Vec<String> = volumes.iter().map(|(name, path)| format!("{{name: {name}, mountPath: {path}, readOnly: true}}")).collect();
+    let paths: Vec<String> = volumes.iter().map(|(name, path)| format!("{{name: {name}, hostPath: {{path: {path}}}}}")).collect();
+    let (mounts, paths) =
+        (format!("[{}, {{name: tmp, mountPath: /tmp}}]", mounts.join(", ")), format!("[{}, {{name: tmp, emptyDir: {{}}}}]", paths.join(", ")));
+    let template = format!(
+        "apiVersion: v1\nkind: Pod\nspec: {{nodeSelector: {{forebay: \"true\"}}, topologySpreadConstraints: [{{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, \
+         labelSelector: {{matchLabels: {{spark-role: executor}}}}}}], containers: [{{name: executor, env: [{{name: SPARK_HOME, value: {home}}}], volumeMounts: {mounts}}}], volumes: {paths}}}\n"
+    );
+    std::fs::write(root.join("opt/executor.yaml"), template).expect("a template");
+    let archive = all.cluster.dir().join("spark.tar");
+    let mut made = Command::new("python3");
+    made.arg(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/archive.py")).arg(&archive).arg("localhost/spark:1");
+    for entry in std::fs::read_dir(&root).expect("the root").flatten() {
+        let name = entry.file_name().into_string().expect("text");
+        made.arg(format!("{}=/{name}", entry.path().display()));
+    }
+    assert!(made.args(["--", "/opt/pod_entry.sh"]).status().expect("archive.py").success());
+    all.cluster.load_archive(&archive);
+    all.cluster.apply(&format!(
+        "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: spark, namespace: {NAMESPACE}}}}}
+---
+{{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {{name: spark, namespace: {NAMESPACE}}}, roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit}}, subjects: [{{kind: ServiceAccount, name: spark, namespace: {NAMESPACE}}}]}}"
+    ));
+    // Some blocks on each worker: the files are loaded by both.
+    let text = LICENSE.repeat(40);
+    for i in 0..8 {
+        std::fs::write(all.cluster.dir().join(format!("s3/bucket/root/words-{i}")), &text).expect("a file");
+    }
+    all.try_forebay(&["fs", "loadMetadata", "/"]).expect("loadMetadata");
+    all.try_forebay(&["fs", "load", "/words-*"]).expect("load");
+    let run = |name: &str| -> String {
+        let conf = [
+            "spark.master=k8s://https://kubernetes.default.svc".to_owned(),
+            format!("spark.kubernetes.namespace={NAMESPACE}"),
+            "spark.kubernetes.container.image=localhost/spark:1".into(),
+            "spark.kubernetes.executor.podTemplateFile=/opt/executor.yaml".into(),
+            "spark.kubernetes.executor.request.cores=50m".into(),
+            "spark.kubernetes.driver.pod.name=$NAME".into(),
+            "spark.driver.host=$IP".into(),
+            "spark.driver.memory=512m".into(),
+            "spark.executor.memory=512m".into(),
+            "spark.executor.instances=2".into(),
+            "spark.eventLog.enabled=true".into(),
+            "spark.eventLog.dir=file:///tmp/events".into(),
+            "spark.ui.enabled=false".into(),
+            "spark.locality.wait=10s".into(),
+        ];
+        let conf: Vec<String> = conf.iter().map(|c| format!("--conf {c}")).collect();
+        let words = format!("mkdir -p /tmp/events; exec {home}/bin/spark-submit {} /opt/pod_words.py hdfs://forebay:8020/words-*", conf.join(" "));
+        all.cluster.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {NAMESPACE}}}, spec: {{serviceAccountName: spark, restartPolicy: Never, nodeName: node-3, containers: [{{name: c, image: \"localhost/spark:1\", \
+             command: [sh, -c, \"{words}\"], env: [{{name: PYSPARK_PYTHON, value: {home}/bin/python}}, {{name: HADOOP_USER_NAME, value: somebody}}, {{name: NAME, value: {name}}}, {{name: IP, valueFrom: {{fieldRef: {{fieldPath: status.podIP}}}}}}], \
+             volumeMounts: {mounts}}}], volumes: {paths}}}}}"
+        ));
+        all.cluster.eventually("Spark's driver ends", Duration::from_secs(300), || {
+            let phase = all.cluster.kubectl(&["-n", NAMESPACE, "get", "pod", name, "-o", "jsonpath={.status.phase}"]);
+            if matches!(phase.as_str(), "Succeeded" | "Failed") {
+                Ok(())
+            } else {
+                Err(all.cluster.try_run("kubectl", &["-n", NAMESPACE, "logs", name, "--tail=20"]).1)
+            }
+        });
+        let log = all.cluster.kubectl(&["-n", NAMESPACE, "logs", name]);
+        all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", name, "--now"]);
+        log
+    };
+    let level = |log: &str| -> Value {
+        let line = log.lines().find_map(|l| l.strip_prefix("levels: ")).unwrap_or_else(|| panic!("{log}"));
+        serde_json::from_str(line).expect("JSON")
+    };
+    let log = run("words-near");
+    let expected = format!("words: {}", 8 * text.split_whitespace().count());
+    assert!(log.contains(&expected), "{expected}: {log}");
+    let near = level(&log);
+    println!("Spark in pods, executors beside workers: {near}; {}", log.lines().find(|l| l.starts_with("preferred: ")).unwrap_or_default());
+    assert!(near.get("ANY").is_none() && near.as_object().is_some_and(|o| !o.is_empty()), "some task ran elsewhere: {near}\n{log}");
+}
+
+/// Writers write while the master's pod is deleted: it answers again, they go on, and what was acknowledged is there.
+fn master_is_deleted(all: &Installed) {
+    let (mut acknowledged, mut longest) = (Vec::new(), Duration::ZERO);
+    let end = Instant::now() + Duration::from_secs(40);
+    let (mut i, mut deleted) = (0, false);
+    let source = all.cluster.dir().join("values.yaml");
+    while Instant::now() < end {
+        let (path, began) = (format!("/kept-{i}"), Instant::now());
+        match all.try_forebay(&["fs", "put", source.to_str().expect("text"), &path]) {
+            Ok(_) => acknowledged.push(path),
+            Err(e) => panic!("a client that waits does not wait: {e}"),
+        }
+        longest = longest.max(began.elapsed());
+        i += 1;
+        if !deleted && i == 5 {
+            all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", "forebay-master-0", "--wait=false"]);
+            deleted = true;
+        }
+    }
+    let listed = all.try_forebay(&["fs", "ls", "/"]).expect("ls");
+    let lost: Vec<&String> = acknowledged.iter().filter(|path| !listed.contains(&path[1..])).collect();
+    assert!(lost.is_empty(), "acknowledged, and not there: {lost:?}");
+    println!(
+        "the master's pod was deleted: {} files acknowledged, all there; the longest put took {:.1} s",
+        acknowledged.len(),
+        longest.as_secs_f64()
+    );
+}
+
+/// Files of the cache alone are on the workers; all of these are replaced, one after the other.
+fn workers_are_upgraded(all: &Installed) {
+    let source = all.cluster.dir().join("values.yaml");
+    for i in 0..20 {
+        all.try_forebay(&["fs", "put", "--write-type", "cache_only", source.to_str().expect("text"), &format!("/only-{i}")]).expect("put");
+    }
+    let content = std::fs::read_to_string(&source).expect("read");
+    all.helm("upgrade", "2", "MEM, dirs: [{type: emptyDir, quota: 96Mi}]");
+    all.ready();
+    for i in 0..20 {
+        let text = all
+            .try_forebay(&["fs", "cat", &format!("/only-{i}")])
+            .unwrap_or_else(|e| panic!("a file of the cache alone is lost in the upgrade: {e}"));
+        assert_eq!(text, content);
+    }
+    println!("workers replaced one by one: 20 files of the cache alone are all there");
+}
+
+/// Removed and installed again on the kept claim: the namespace is the same.
+fn installed_again(all: &Installed) {
+    all.cluster.run("helm", &["uninstall", "forebay", "-n", NAMESPACE, "--wait"]);
+    all.helm("install", "1", TIER);
+    all.ready();
+    let listed = all.cluster.eventually("the files are there again", Duration::from_secs(60), || {
+        let mut again = all.forebay(&["fs", "ls", "/"]);
+        again.env("FOREBAY_MASTER", all.node_port());
+        let output = again.output().expect("forebay");
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    });
+    assert!(listed.contains("LICENSE") && listed.contains("kept-0"), "{listed}");
+}
+
+#[test]
+fn the_chart_on_real_nodes() {
+    if std::env::var_os("FOREBAY_TEST_KUBE").is_none() {
+        println!("SKIPPED the_chart_on_real_nodes: three real nodes take minutes (FOREBAY_TEST_KUBE=1, or --full)");
+        return;
+    }
+    let all = Installed::start();
+    installed(&all);
+    words(&all);
+    mount_is_killed(&all);
+    volumes(&all);
+    spark(&all);
+    master_is_deleted(&all);
+    workers_are_upgraded(&all);
+    installed_again(&all);
+}
