@@ -80,8 +80,11 @@ pub struct MountArgs {
     /// Stay until it is unmounted, or this is told to stop (SIGTERM)
     #[arg(long, short = 'f')]
     pub foreground: bool,
+    /// Make the folder where it is missing
+    #[arg(long)]
+    pub mkdir: bool,
     /// Mount nothing: say whether the mount that is there answers
-    #[arg(long, conflicts_with_all = ["foreground", "read_only"])]
+    #[arg(long, conflicts_with_all = ["foreground", "read_only", "mkdir"])]
     pub check: bool,
     /// Where the process in the background logs to (default: /var/log/forebay/mount-….log, or in the user's data folder)
     #[arg(long, value_name = "FILE")]

@@ -33,6 +33,13 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
     if args.check {
         return check(&mountpoint, output).await;
     }
+    if args.mkdir {
+        match std::fs::create_dir_all(&mountpoint) {
+            // A mount that a dead process left: it is taken away next.
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENOTCONN) || e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(|e| Error::io(format!("making {}", mountpoint.display()), &e))?,
+        }
+    }
     if args.foreground {
         let shown = mountpoint.display().to_string();
         let options = forebay_fuse::Options { mountpoint, path, read_only: read_only || args.read_only };

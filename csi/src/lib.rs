@@ -72,8 +72,9 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         .add_service(csi::identity_server::IdentityServer::new(node::Identity))
         .add_service(csi::node_server::NodeServer::new(node::Node { volumes: volumes.clone(), node: options.node.clone() }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(csi), stop(&shutdown));
-    // Only now: kubelet calls as soon as it finds this socket.
-    let registry = options.kubelet_dir.join("plugins_registry").join(format!("{DRIVER}-reg.sock"));
+    // Only now: kubelet calls as soon as it finds this socket. It sends the socket's path, escaped, as the request's `:authority`, and `http::uri` takes escapes in
+    // what is before an `@` only: so the name has one.
+    let registry = options.kubelet_dir.join("plugins_registry").join(format!("{DRIVER}@reg.sock"));
     let registrar = Server::builder()
         .add_service(registration::registration_server::RegistrationServer::new(node::Registrar { endpoint }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listen(&registry)?), stop(&shutdown));

@@ -1,7 +1,8 @@
 //! Published volumes: written down, mounted, and kept mounted.
 //!
-//! A volume of files is a process, `forebay mount TARGET --foreground`, that a task watches: where it ends by itself it is begun anew, and takes away the mount that
-//! the dead one left. Pods that mount the volume with `mountPropagation: HostToContainer` see the new mount. A volume of sockets is a read-only bind mount.
+//! A volume of files is a process, `forebay mount DIR --foreground` with a folder of the driver's, that a task watches: where it ends by itself it is begun anew, and takes
+//! away the mount that the dead one left. What it mounts is bound on the pod's place; after a new beginning over what is there, never in its stead: a pod has the volume as
+//! a mount of its own, and sees (with `mountPropagation: HostToContainer`) only what is mounted on that. A volume of sockets is a read-only bind mount.
 
 use crate::Options;
 use forebay_common::error::at;
@@ -69,9 +70,31 @@ struct Running {
 
 pub struct Volumes {
     dir: PathBuf,
+    mounts: PathBuf,
     mount: Vec<OsString>,
     socket_dir: PathBuf,
     running: Mutex<HashMap<PathBuf, Running>>,
+}
+
+/// Of a volume, by its place: a driver that is started again finds it.
+fn name(target: &Path) -> String {
+    let mut hasher = DefaultHasher::new();
+    target.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// Makes a folder; one that a dead mount is on cannot even be looked at, and is there.
+fn make(dir: &Path) -> Result<()> {
+    match std::fs::create_dir_all(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists || e.raw_os_error() == Some(nix::libc::ENOTCONN) => Ok(()),
+        made => made.map_err(at(dir.display())),
+    }
+}
+
+/// Binds what a volume's process has mounted on the pod's place, over what is there.
+fn bind(own: &Path, target: &Path) -> Result<()> {
+    let os = |e: nix::errno::Errno| Error::io(format!("binding {} on {}", own.display(), target.display()), &e.into());
+    mount(Some(own), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(os)
 }
 
 /// Whatever is mounted there, and on top of each other, goes.
@@ -81,14 +104,20 @@ fn unmount_all(target: &Path) {
 
 impl Volumes {
     pub fn open(dir: PathBuf, options: &Options) -> Result<Volumes> {
-        std::fs::create_dir_all(&dir).map_err(at(dir.display()))?;
-        Ok(Volumes { dir, mount: options.mount.clone(), socket_dir: options.socket_dir.clone(), running: Mutex::default() })
+        let mounts = dir.with_file_name("mounts");
+        for dir in [&dir, &mounts] {
+            std::fs::create_dir_all(dir).map_err(at(dir.display()))?;
+        }
+        Ok(Volumes { dir, mounts, mount: options.mount.clone(), socket_dir: options.socket_dir.clone(), running: Mutex::default() })
     }
 
     fn record(&self, target: &Path) -> PathBuf {
-        let mut hasher = DefaultHasher::new();
-        target.hash(&mut hasher);
-        self.dir.join(format!("{:016x}.json", hasher.finish()))
+        self.dir.join(format!("{}.json", name(target)))
+    }
+
+    /// Where a volume's process mounts.
+    fn own_mount(&self, target: &Path) -> PathBuf {
+        self.mounts.join(name(target))
     }
 
     fn write_down(&self, volume: &Volume) -> Result<()> {
@@ -121,11 +150,7 @@ impl Volumes {
 
     /// Has a volume at its place. Returns when it is mounted. Errors: what the mount says, the volume at this place is another one.
     pub async fn publish(&self, volume: Volume) -> Result<()> {
-        std::fs::create_dir_all(&volume.target).map_err(at(volume.target.display())).or_else(|e| {
-            // What a dead mount left cannot even be looked at.
-            unmount_all(&volume.target);
-            std::fs::create_dir_all(&volume.target).map_err(|_| e)
-        })?;
+        make(&volume.target)?;
         let mut running = self.running.lock().await;
         if let Some(there) = running.get(&volume.target) {
             if there.volume != volume {
@@ -172,7 +197,7 @@ impl Volumes {
     fn command(&self, volume: &Volume) -> Command {
         let [program, before @ ..] = self.mount.as_slice() else { return Command::new("forebay") };
         let mut command = Command::new(program);
-        command.args(before).arg("mount").arg(&volume.target).arg("--foreground");
+        command.args(before).arg("mount").arg(self.own_mount(&volume.target)).args(["--foreground", "--mkdir"]);
         if let Kind::Files { path, master, options, read_only } = &volume.kind {
             command.arg("--path").arg(path);
             if let Some(master) = master {
@@ -193,18 +218,23 @@ impl Volumes {
         let (sender, state) = watch::channel(State::Starting);
         let stop = CancellationToken::new();
         let command = self.command(&volume);
-        let task = tokio::spawn(keep(volume.clone(), command, sender, stop.clone()));
+        let own = self.own_mount(&volume.target);
+        let task = tokio::spawn(keep(volume.clone(), own, command, sender, stop.clone()));
         Running { volume, stop, state, task }
     }
 
     /// Takes a volume away. Nothing is there, or it is no volume of ours any more: that is fine.
     pub async fn unpublish(&self, target: &Path) -> Result<()> {
         let running = self.running.lock().await.remove(target);
+        // Nobody is in it any more: first the pod's place, so that its process has nothing left to wait for.
+        unmount_all(target);
         if let Some(running) = running {
             running.stop.cancel();
             let _ = running.task.await;
         }
-        unmount_all(target);
+        let own = self.own_mount(target);
+        unmount_all(&own);
+        let _ = std::fs::remove_dir(&own);
         match std::fs::remove_dir(target) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(target.display(), &e)),
             _ => {}
@@ -228,7 +258,7 @@ impl Volumes {
 }
 
 /// Passes on what a mount's process says, and keeps the last line.
-async fn follow(child: &mut Child, volume: &Volume, state: &watch::Sender<State>) -> Arc<std::sync::Mutex<String>> {
+async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::Sender<State>) -> Arc<std::sync::Mutex<String>> {
     let last = Arc::new(std::sync::Mutex::new(String::new()));
     if let Some(stderr) = child.stderr.take() {
         let (last, id) = (last.clone(), volume.id.clone());
@@ -245,15 +275,23 @@ async fn follow(child: &mut Child, volume: &Volume, state: &watch::Sender<State>
         if let Ok(Some(line)) = lines.next_line().await
             && line.starts_with(READY)
         {
-            tracing::info!(volume = volume.id, target = %volume.target.display(), "a volume is mounted");
-            state.send_replace(State::Ready);
+            match bind(own, &volume.target) {
+                Ok(()) => {
+                    tracing::info!(volume = volume.id, target = %volume.target.display(), "a volume is mounted");
+                    state.send_replace(State::Ready);
+                }
+                Err(e) => {
+                    *last.lock().unwrap_or_else(|e| e.into_inner()) = e.to_string();
+                    let _ = child.start_kill();
+                }
+            }
         }
     }
     last
 }
 
 /// Runs a volume's process until `stop`, as often as it takes.
-async fn keep(volume: Volume, mut command: Command, state: watch::Sender<State>, stop: CancellationToken) {
+async fn keep(volume: Volume, own: PathBuf, mut command: Command, state: watch::Sender<State>, stop: CancellationToken) {
     let mut pause = Duration::from_millis(100);
     loop {
         let began = tokio::time::Instant::now();
@@ -265,7 +303,7 @@ async fn keep(volume: Volume, mut command: Command, state: watch::Sender<State>,
             }
         };
         let last = tokio::select! {
-            last = follow(&mut child, &volume, &state) => last,
+            last = follow(&mut child, &volume, &own, &state) => last,
             () = stop.cancelled() => return end(&mut child).await,
         };
         let ended = tokio::select! {
@@ -306,7 +344,7 @@ mod tests {
     use super::*;
 
     fn options(dir: &Path, script: &str) -> Options {
-        // Stands where the mount's process would: what is tested is how it is kept.
+        // Stands where the mount's process would (its words are `mount DIR …`): what is tested is how it is kept. Binding needs root, as the driver does.
         Options {
             node: "n".into(),
             kubelet_dir: dir.join("kubelet"),
@@ -324,7 +362,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_published_is_written_down_until_it_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let volumes = Arc::new(Volumes::open(dir.path().join("volumes"), &options(dir.path(), "echo READY x; exec sleep 60")).unwrap());
+        let volumes = Arc::new(Volumes::open(dir.path().join("volumes"), &options(dir.path(), "mkdir -p $1; echo READY x; exec sleep 60")).unwrap());
         let volume = files(dir.path());
         volumes.publish(volume.clone()).await.unwrap();
         volumes.publish(volume.clone()).await.unwrap();
@@ -354,7 +392,7 @@ mod tests {
     async fn a_process_that_ends_by_itself_is_begun_anew() {
         let dir = tempfile::tempdir().unwrap();
         let count = dir.path().join("count");
-        let script = format!("echo x >>{}; echo READY x; sleep 0.2", count.display());
+        let script = format!("mkdir -p $1; echo x >>{}; echo READY x; sleep 0.2", count.display());
         let volumes = Arc::new(Volumes::open(dir.path().join("volumes"), &options(dir.path(), &script)).unwrap());
         volumes.publish(files(dir.path())).await.unwrap();
         let began = std::time::Instant::now();

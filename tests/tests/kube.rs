@@ -220,8 +220,8 @@ fn installed(all: &Installed) {
     println!("{}", all.try_forebay(&["fsadmin", "report", "capacity"]).expect("report"));
 }
 
-/// The LICENSE file's words are counted in a pod on its block's node: by the socket, and over the network.
-fn words(all: &Installed) {
+/// The LICENSE file's words are counted in a pod on its block's node, which is returned: by the socket, and over the network.
+fn words(all: &Installed) -> String {
     let words = |text: &str| text.split_whitespace().count();
     all.try_forebay(&["fs", "load", "/LICENSE"]).expect("load");
     let at: Value = serde_json::from_str(&all.try_forebay(&["--json", "fs", "stat", "/LICENSE"]).expect("stat")).expect("JSON");
@@ -250,6 +250,7 @@ fn words(all: &Installed) {
         println!("{name}: {} words; bytes by socket and by network: {read:?}", words(&text));
         assert_eq!(read, if name == "by-socket" { [LICENSE.len() as u64, 0] } else { [0, LICENSE.len() as u64] }, "{name}");
     }
+    node.to_owned()
 }
 
 /// A pod reads through the FUSE mount of its node, whose daemon is killed: it reads on, without being started again.
@@ -301,7 +302,7 @@ fn reader(all: &Installed, name: &str, volume: &str, file: &str) {
 }
 
 /// Volumes of the CSI driver: a claim on a folder of the namespace, whose process is killed, whose driver's pod is replaced; the sockets as an inline volume.
-fn volumes(all: &Installed) {
+fn volumes(all: &Installed, holder: &str) {
     all.cluster.apply(&format!(
         "{{apiVersion: v1, kind: PersistentVolume, metadata: {{name: lake}}, spec: {{capacity: {{storage: 1Pi}}, accessModes: [ReadOnlyMany], storageClassName: \"\", claimRef: {{name: lake, namespace: {NAMESPACE}}}, \
          csi: {{driver: csi.forebay.io, volumeHandle: lake, readOnly: true, volumeAttributes: {{path: /}}}}}}}}
@@ -309,7 +310,7 @@ fn volumes(all: &Installed) {
 {{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: lake, namespace: {NAMESPACE}}}, spec: {{accessModes: [ReadOnlyMany], storageClassName: \"\", volumeName: lake, resources: {{requests: {{storage: 1Pi}}}}}}}}"
     ));
     reader(all, "by-claim", "persistentVolumeClaim: {claimName: lake}", "/data/LICENSE");
-    let mounts = |all: &Installed| pids(all, 1, "forebay .*mount /var/lib/kubelet/pods");
+    let mounts = |all: &Installed| pids(all, 1, "forebay mount /var/lib/kubelet/plugins/");
     kill_and_read_on(all, "by-claim", "/data/LICENSE", &mounts(all));
     let driver = all.pod_of("csi", "node-1");
     all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", &driver, "--now"]);
@@ -324,7 +325,7 @@ fn volumes(all: &Installed) {
     let before = all.counter("Cluster.BytesReadDomain");
     let text = all.in_pod(
         "by-inline-volume",
-        "node-1",
+        holder,
         &["fs", "cat", "/LICENSE"],
         "csi: {driver: csi.forebay.io, readOnly: true, volumeAttributes: {sockets: \"true\"}}",
     );
@@ -512,9 +513,9 @@ fn the_chart_on_real_nodes() {
     }
     let all = Installed::start();
     installed(&all);
-    words(&all);
+    let holder = words(&all);
     mount_is_killed(&all);
-    volumes(&all);
+    volumes(&all, &holder);
     spark(&all);
     master_is_deleted(&all);
     workers_are_upgraded(&all);

@@ -238,7 +238,7 @@ set -e
 mount --make-rshared /
 hostname $n
 mount -t tmpfs run /run; mkdir -p /run/netns /run/containerd
-for p in /var/lib/kubelet /var/lib/containerd /var/lib/cni /var/lib/forebay /var/log/pods /var/log/containers /mnt /tmp; do
+for p in /var/lib/kubelet /var/lib/containerd /var/lib/cni /var/lib/forebay /var/log/pods /var/log/containers /mnt; do
   mkdir -p "$d/fs\$p" "\$p"; mount --bind "$d/fs\$p" "\$p"
 done
 mount -t tmpfs shm /dev/shm
@@ -288,7 +288,7 @@ down() {
   # Pods are found by the cgroups of this cluster, their shims by the mount namespace of their node.
   local f p d me
   for f in $(find /sys/fs/cgroup/*/"$name" -name cgroup.procs 2>/dev/null); do
-    while read -r p; do kill -KILL "$p" 2>/dev/null || true; done <"$f" 2>/dev/null || true
+    cat "$f" 2>/dev/null | while read -r p; do kill -KILL "$p" 2>/dev/null || true; done
   done
   for d in "$run"/n[0-9]*; do
     [ -s "$d/pid" ] || continue
