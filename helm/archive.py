@@ -2,7 +2,7 @@
 """archive.py OUT NAME:TAG SOURCE=TARGET... [--user UID:GID] [-- ENTRYPOINT ARG...]
 
 Writes a docker archive (`docker load`, `ctr -n k8s.io images import`) of files and folders of this machine, without a registry, a daemon or a build tool. Symbolic
-links in SOURCE are followed when SOURCE is a file. Format: docker image spec v1.2, one layer; times and owners are fixed, so the same files are the same image."""
+links in SOURCE are followed when SOURCE is a file that is there. Format: docker image spec v1.2, one layer; times and owners are fixed, so the same files are the same image."""
 import hashlib, io, json, os, platform, sys, tarfile
 
 args = sys.argv[1:]
@@ -46,7 +46,8 @@ with tarfile.open(layer, "w") as t:
     for pair in pairs:
         source, target = pair.rsplit("=", 1)
         folder(os.path.dirname(target))
-        if os.path.isdir(source):
+        # A link to what is not there is meant for where the image runs.
+        if os.path.isdir(source) or (os.path.islink(source) and not os.path.exists(source)):
             t.add(source, arcname=target.strip("/"), filter=plain)
         else:
             t.add(os.path.realpath(source), arcname=target.strip("/"), filter=plain)

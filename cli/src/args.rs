@@ -479,7 +479,7 @@ pub enum FsadminCommand {
         /// host:port as `report capacity` shows it, or its id (`--json`)
         #[arg(required_unless_present = "this")]
         worker: Option<String>,
-        /// The worker whose data folder (`worker.data_dir`) is here
+        /// The worker whose data folder (`worker.data_dir`) is here, before it is stopped: started again it is taken in again, and once it is gone it is forgotten
         #[arg(long, conflicts_with = "worker")]
         this: bool,
         /// Do not wait until it has left

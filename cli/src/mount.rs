@@ -184,6 +184,8 @@ mod tests {
             mountpoint: "/m".into(),
             path: "/".into(),
             read_only: false,
+            mkdir: false,
+            check: false,
             foreground: true,
             log_file: None,
         };

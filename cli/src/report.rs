@@ -18,18 +18,18 @@ pub async fn run(command: FsadminCommand, config: &Config, output: Output) -> Re
     let fs = FileSystem::connect(&config.client).await?;
     match command {
         FsadminCommand::GetBlockInfo { block } => block_info(&fs, block, output).await?,
-        FsadminCommand::DecommissionWorker { worker, this: _, no_wait, timeout } => {
+        FsadminCommand::DecommissionWorker { worker, this, no_wait, timeout } => {
             let worker = match worker {
                 Some(worker) => worker,
                 None => this_worker(&config.worker.data_dir)?,
             };
             let limit = timeout.unwrap_or(Duration::MAX);
-            let waited = tokio::time::timeout(limit, decommission(&fs, &worker, !no_wait, output)).await;
+            let waited = tokio::time::timeout(limit, decommission(&fs, &worker, this, !no_wait, output)).await;
             waited
                 .map_err(|_| err!(Timeout, "worker {worker} has not left within {} s: what is only there is not copied yet", limit.as_secs()))??;
         }
         FsadminCommand::EnableWorker { worker } => {
-            let id = fs.set_worker(&worker, false).await?;
+            let id = fs.set_worker(&worker, false, false).await?;
             let json = json!({ "worker": format!("{id:016x}"), "leaving": false });
             output.show(&json, || output::line(&format!("worker {worker} takes blocks again")))?;
         }
@@ -62,8 +62,8 @@ fn this_worker(dir: &Path) -> Result<String> {
 }
 
 /// Has a worker leave and waits until it has.
-async fn decommission(fs: &FileSystem, worker: &str, wait: bool, output: Output) -> Result<()> {
-    let id = fs.set_worker(worker, true).await?;
+async fn decommission(fs: &FileSystem, worker: &str, until_gone: bool, wait: bool, output: Output) -> Result<()> {
+    let id = fs.set_worker(worker, true, until_gone).await?;
     let mut said = u64::MAX;
     let left = loop {
         let report = fs.report().await?;

@@ -437,11 +437,11 @@ impl FileSystem {
     }
 
     /// Has a worker (its id in hexadecimal, or `host:port`) leave the cluster, or takes it in again; returns its id.
-    pub async fn set_worker(&self, worker: &str, leaving: bool) -> Result<u64> {
+    pub async fn set_worker(&self, worker: &str, leaving: bool, until_gone: bool) -> Result<u64> {
         let m = &self.inner.master;
         let answer = m
             .change(|caller| {
-                let request = SetWorkerRequest { caller, worker: worker.to_owned(), leaving };
+                let request = SetWorkerRequest { caller, worker: worker.to_owned(), leaving, until_gone };
                 let mut admin = m.admin.clone();
                 async move { admin.set_worker(request).await }
             })

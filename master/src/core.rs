@@ -16,8 +16,8 @@ use crate::store::{Cf, Reader, Store, reply_key};
 use crate::tasks::Tasks;
 use crate::worker::{Registry, TokenKeys};
 use forebay_common::config::{KubernetesConfig, MasterConfig, SecurityConfig};
-use forebay_common::{BlockId, MountId, Result, clock, err};
-use forebay_proto::journal::{Command, RenewLease, Reply, command::Op};
+use forebay_common::{BlockId, MountId, Result, WorkerId, clock, err};
+use forebay_proto::journal::{Command, RenewLease, Reply, SetWorkerState, command::Op};
 use forebay_proto::{Caller, NamedValue};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -120,6 +120,13 @@ impl Core {
     pub fn follow_leaving(&self) -> Result<()> {
         self.soft.workers.set_leaving(&self.store.view().leaving_workers()?);
         Ok(())
+    }
+
+    /// A worker is not to leave any more.
+    pub async fn stay(&self, worker: WorkerId) -> Result<()> {
+        let op = SetWorkerState { worker_id: worker.get(), leaving: false, until_gone: false };
+        self.own_change(Op::SetWorkerState(op)).await?;
+        self.follow_leaving()
     }
 
     /// The master itself.

@@ -258,6 +258,15 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
             core.soft.tasks.forget_worker(worker, true);
             core.soft.replicas_dirty.store(true, Ordering::Relaxed);
             core.persist.wake();
+            if let Some(left) = core.soft.workers.leaves_until_gone(worker) {
+                if left {
+                    tracing::info!(%worker, "it had left, and is forgotten");
+                    core.soft.workers.forget(worker);
+                }
+                if let Err(e) = core.stay(worker).await {
+                    tracing::warn!(%worker, error = %e, "that it was to leave is not forgotten yet");
+                }
+            }
         }
         if let Err(e) = core.journal.running() {
             tracing::error!(error = %e, "the master stops: start it again when the cause is mended");

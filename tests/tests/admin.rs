@@ -82,9 +82,9 @@ async fn blocks_are_looked_up() {
     let id = stat["blocks"][0]["id"].as_u64().unwrap();
     let refused = other.get_block(id).await.unwrap_err();
     assert!(refused.kind() == forebay_common::ErrorKind::NotFound && !refused.message().contains("/f"), "not even its name: {refused}");
-    assert_eq!(other.set_worker("1", true).await.unwrap_err().kind(), forebay_common::ErrorKind::NotFound);
+    assert_eq!(other.set_worker("1", true, false).await.unwrap_err().kind(), forebay_common::ErrorKind::NotFound);
     let worker = stat["blocks"][0]["locations"][0]["worker"].as_str().unwrap();
-    assert_eq!(other.set_worker(worker, true).await.unwrap_err().kind(), forebay_common::ErrorKind::PermissionDenied);
+    assert_eq!(other.set_worker(worker, true, false).await.unwrap_err().kind(), forebay_common::ErrorKind::PermissionDenied);
 }
 
 /// (S-21) A worker that is told to leave gives its grants back, and has left when nothing is only there: it can be killed then

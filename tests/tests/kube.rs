@@ -29,7 +29,7 @@ impl Drop for Installed {
     }
 }
 
-fn values(tag: &str, tier: &str) -> String {
+fn values(tag: &str, tier: &str, more: &str) -> String {
     format!(
         "image: {{repository: localhost/forebay, tag: \"{tag}\"}}
 mounts:
@@ -46,6 +46,7 @@ worker:
   drain: {{seconds: 20}}
 csi: {{enabled: true, resources: {{requests: {{cpu: 50m, memory: 64Mi}}, limits: {{memory: 1Gi}}}}}}
 fuse: {{enabled: true, resources: {{requests: {{cpu: 50m, memory: 64Mi}}, limits: {{memory: 512Mi}}}}}}
+{more}
 "
     )
 }
@@ -97,15 +98,15 @@ impl Installed {
              persistentVolumeReclaimPolicy: Retain, hostPath: {path: /mnt/journal}}}",
         );
         let mut all = Installed { cluster, s3, rpc: String::new() };
-        all.helm("install", "1", TIER);
+        all.helm("install", "1", TIER, "");
         all.ready();
         all.rpc = all.node_port();
         all
     }
 
-    fn helm(&self, verb: &str, tag: &str, tier: &str) {
+    fn helm(&self, verb: &str, tag: &str, tier: &str, more: &str) {
         let file = self.cluster.dir().join("values.yaml");
-        std::fs::write(&file, values(tag, tier)).expect("values");
+        std::fs::write(&file, values(tag, tier, more)).expect("values");
         let chart = kube::chart();
         self.cluster.run("helm", &[verb, "forebay", chart.to_str().expect("text"), "-n", NAMESPACE, "-f", file.to_str().expect("text")]);
     }
@@ -335,13 +336,26 @@ fn volumes(all: &Installed, holder: &str) {
     });
 }
 
-/// Spark in pods: an unmodified one from PyPI, driver and two executors, each with this machine's programs as volumes; where its tasks ran is read from its own event log.
-fn spark(all: &Installed) {
-    let peers = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/spark");
-    let prepared = Command::new("bash").arg(peers.join("spark.sh")).args(["3.5.5", "prepare"]).output().expect("spark.sh");
-    assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
-    let home = String::from_utf8_lossy(&prepared.stdout).trim().to_owned();
-    // An image of links: what they lead to is this machine's, as hostPath volumes.
+/// Pods with this machine's Java and Python: an image of links, and what they lead to as hostPath volumes.
+struct Programs {
+    /// Of Spark's virtual environment.
+    spark: String,
+    /// Of Hadoop's client.
+    hadoop: String,
+    mounts: String,
+    volumes: String,
+}
+
+fn script(path: &str, arguments: &[&str]) -> String {
+    let done =
+        Command::new("bash").arg(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(path)).args(arguments).output().expect(path);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
+/// Loads the image `localhost/programs:1`.
+fn programs(all: &Installed) -> Programs {
+    let (spark, hadoop) = (script("spark/spark.sh", &["3.5.5", "prepare"]), script("hdfs/hdfs.sh", &["prepare"]));
     let root = all.cluster.dir().join("root");
     for dir in ["usr", "etc", "opt", "root"] {
         std::fs::create_dir_all(root.join(dir)).expect("a folder");
@@ -352,92 +366,154 @@ fn spark(all: &Installed) {
     for file in ["etc/passwd", "etc/group", "etc/nsswitch.conf"] {
         std::fs::copy(format!("/{file}"), root.join(file)).expect("a file");
     }
-    for script in ["pod_entry.sh", "pod_words.py"] {
-        std::fs::copy(peers.join(script), root.join("opt").join(script)).expect("a script");
+    for name in ["pod_entry.sh", "pod_words.py"] {
+        std::fs::copy(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/spark").join(name), root.join("opt").join(name))
+            .expect("a script");
     }
-    let volumes = [
+    // Where the environment's Python really is.
+    let python = std::fs::canonicalize(format!("{spark}/bin/python")).expect("a Python");
+    let python = python.ancestors().nth(2).expect("a prefix").to_string_lossy().into_owned();
+    let mut folders = vec![
         ("usr", "/usr"),
         ("java", "/etc/java-17-openjdk"),
         ("alternatives", "/etc/alternatives"),
-        ("spark", home.as_str()),
+        ("spark", spark.as_str()),
+        ("hadoop", hadoop.as_str()),
         ("sockets", "/run/forebay"),
     ];
-    let mounts: Vec<String> = volumes.iter().map(|(name, path)| format!("{{name: {name}, mountPath: {path}, readOnly: true}}")).collect();
-    let paths: Vec<String> = volumes.iter().map(|(name, path)| format!("{{name: {name}, hostPath: {{path: {path}}}}}")).collect();
-    let (mounts, paths) =
-        (format!("[{}, {{name: tmp, mountPath: /tmp}}]", mounts.join(", ")), format!("[{}, {{name: tmp, emptyDir: {{}}}}]", paths.join(", ")));
+    if !python.starts_with("/usr") {
+        folders.push(("python", &python));
+    }
+    let mounts: Vec<String> = folders.iter().map(|(name, path)| format!("{{name: {name}, mountPath: {path}, readOnly: true}}")).collect();
+    let volumes: Vec<String> = folders.iter().map(|(name, path)| format!("{{name: {name}, hostPath: {{path: {path}}}}}")).collect();
+    let mounts = format!("[{}, {{name: tmp, mountPath: /tmp}}]", mounts.join(", "));
+    let volumes = format!("[{}, {{name: tmp, emptyDir: {{}}}}]", volumes.join(", "));
     let template = format!(
         "apiVersion: v1\nkind: Pod\nspec: {{nodeSelector: {{forebay: \"true\"}}, topologySpreadConstraints: [{{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, \
-         labelSelector: {{matchLabels: {{spark-role: executor}}}}}}], containers: [{{name: executor, env: [{{name: SPARK_HOME, value: {home}}}], volumeMounts: {mounts}}}], volumes: {paths}}}\n"
+         labelSelector: {{matchLabels: {{spark-role: executor}}}}}}], containers: [{{name: executor, env: [{{name: SPARK_HOME, value: {spark}}}], volumeMounts: {mounts}}}], volumes: {volumes}}}\n"
     );
     std::fs::write(root.join("opt/executor.yaml"), template).expect("a template");
-    let archive = all.cluster.dir().join("spark.tar");
+    let archive = all.cluster.dir().join("programs.tar");
     let mut made = Command::new("python3");
-    made.arg(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/archive.py")).arg(&archive).arg("localhost/spark:1");
+    made.arg(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/archive.py")).arg(&archive).arg("localhost/programs:1");
     for entry in std::fs::read_dir(&root).expect("the root").flatten() {
         let name = entry.file_name().into_string().expect("text");
         made.arg(format!("{}=/{name}", entry.path().display()));
     }
     assert!(made.args(["--", "/opt/pod_entry.sh"]).status().expect("archive.py").success());
     all.cluster.load_archive(&archive);
+    Programs { spark, hadoop, mounts, volumes }
+}
+
+/// Runs a shell command once in a pod with these programs; returns its log.
+fn in_programs(all: &Installed, programs: &Programs, name: &str, node: &str, env: &str, command: &str) -> String {
+    let command = serde_json::to_string(command).expect("JSON");
+    let (mounts, volumes) = (&programs.mounts, &programs.volumes);
     all.cluster.apply(&format!(
-        "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: spark, namespace: {NAMESPACE}}}}}
----
-{{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {{name: spark, namespace: {NAMESPACE}}}, roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit}}, subjects: [{{kind: ServiceAccount, name: spark, namespace: {NAMESPACE}}}]}}"
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {NAMESPACE}}}, spec: {{serviceAccountName: spark, restartPolicy: Never, nodeName: {node}, containers: [{{name: c, image: \"localhost/programs:1\", \
+         command: [sh, -c, {command}], env: [{{name: HADOOP_USER_NAME, value: somebody}}, {{name: NAME, value: {name}}}, {{name: IP, valueFrom: {{fieldRef: {{fieldPath: status.podIP}}}}}}{env}], \
+         volumeMounts: {mounts}}}], volumes: {volumes}}}}}"
     ));
-    // Some blocks on each worker: the files are loaded by both.
-    let text = LICENSE.repeat(40);
-    for i in 0..8 {
-        std::fs::write(all.cluster.dir().join(format!("s3/bucket/root/words-{i}")), &text).expect("a file");
+    let ended = |phase: &str| matches!(phase, "Succeeded" | "Failed");
+    all.cluster.eventually(&format!("pod {name} ends"), Duration::from_secs(300), || {
+        let phase = all.cluster.kubectl(&["-n", NAMESPACE, "get", "pod", name, "-o", "jsonpath={.status.phase}"]);
+        if ended(&phase) { Ok(()) } else { Err(all.cluster.try_run("kubectl", &["-n", NAMESPACE, "logs", name, "--tail=20"]).1) }
+    });
+    let log = all.cluster.kubectl(&["-n", NAMESPACE, "logs", name]);
+    all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", name, "--now"]);
+    log
+}
+
+/// Hadoop's Java client in a pod on the block's node: by its own statistics all bytes come by descriptor, and without the socket none.
+fn java(all: &Installed, programs: &Programs, holder: &str) {
+    let home = &programs.hadoop;
+    let opens: Vec<String> =
+        ["java.lang", "java.util", "java.nio", "sun.nio.ch"].iter().map(|p| format!("--add-opens java.base/{p}=ALL-UNNAMED")).collect();
+    for (name, options, short) in [
+        ("java-by-socket", "-Ddfs.client.read.shortcircuit=true -Ddfs.domain.socket.path=/run/forebay/hadoop__PORT", LICENSE.len()),
+        ("java-by-network", "", 0),
+    ] {
+        let command = format!(
+            "printf 'api\\tstatistics\\t/LICENSE\\n' >/tmp/commands; exec java -Xmx256m -XX:TieredStopAtLevel=1 {} -Djava.library.path={home}/native -cp '{home}/classes:{home}/lib/*' forebay.Commands \
+             -Dfs.defaultFS=hdfs://forebay:8020 {options} /tmp/commands",
+            opens.join(" ")
+        );
+        let log = in_programs(all, programs, name, holder, "", &command);
+        let expected = format!("{0} read={0} short={short}", LICENSE.len());
+        println!("{name}: {}", log.lines().find(|l| l.contains("read=")).unwrap_or_default());
+        assert!(log.contains(&expected), "{expected}: {log}");
     }
-    all.try_forebay(&["fs", "loadMetadata", "/"]).expect("loadMetadata");
-    all.try_forebay(&["fs", "load", "/words-*"]).expect("load");
-    let run = |name: &str| -> String {
-        let conf = [
-            "spark.master=k8s://https://kubernetes.default.svc".to_owned(),
-            format!("spark.kubernetes.namespace={NAMESPACE}"),
-            "spark.kubernetes.container.image=localhost/spark:1".into(),
-            "spark.kubernetes.executor.podTemplateFile=/opt/executor.yaml".into(),
-            "spark.kubernetes.executor.request.cores=50m".into(),
-            "spark.kubernetes.driver.pod.name=$NAME".into(),
-            "spark.driver.host=$IP".into(),
-            "spark.driver.memory=512m".into(),
-            "spark.executor.memory=512m".into(),
-            "spark.executor.instances=2".into(),
-            "spark.eventLog.enabled=true".into(),
-            "spark.eventLog.dir=file:///tmp/events".into(),
-            "spark.ui.enabled=false".into(),
-            "spark.locality.wait=10s".into(),
-        ];
-        let conf: Vec<String> = conf.iter().map(|c| format!("--conf {c}")).collect();
-        let words = format!("mkdir -p /tmp/events; exec {home}/bin/spark-submit {} /opt/pod_words.py hdfs://forebay:8020/words-*", conf.join(" "));
-        all.cluster.apply(&format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {NAMESPACE}}}, spec: {{serviceAccountName: spark, restartPolicy: Never, nodeName: node-3, containers: [{{name: c, image: \"localhost/spark:1\", \
-             command: [sh, -c, \"{words}\"], env: [{{name: PYSPARK_PYTHON, value: {home}/bin/python}}, {{name: HADOOP_USER_NAME, value: somebody}}, {{name: NAME, value: {name}}}, {{name: IP, valueFrom: {{fieldRef: {{fieldPath: status.podIP}}}}}}], \
-             volumeMounts: {mounts}}}], volumes: {paths}}}}}"
-        ));
-        all.cluster.eventually("Spark's driver ends", Duration::from_secs(300), || {
-            let phase = all.cluster.kubectl(&["-n", NAMESPACE, "get", "pod", name, "-o", "jsonpath={.status.phase}"]);
-            if matches!(phase.as_str(), "Succeeded" | "Failed") {
-                Ok(())
-            } else {
-                Err(all.cluster.try_run("kubectl", &["-n", NAMESPACE, "logs", name, "--tail=20"]).1)
-            }
-        });
-        let log = all.cluster.kubectl(&["-n", NAMESPACE, "logs", name]);
-        all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", name, "--now"]);
-        log
-    };
-    let level = |log: &str| -> Value {
-        let line = log.lines().find_map(|l| l.strip_prefix("levels: ")).unwrap_or_else(|| panic!("{log}"));
-        serde_json::from_str(line).expect("JSON")
-    };
-    let log = run("words-near");
-    let expected = format!("words: {}", 8 * text.split_whitespace().count());
-    assert!(log.contains(&expected), "{expected}: {log}");
-    let near = level(&log);
-    println!("Spark in pods, executors beside workers: {near}; {}", log.lines().find(|l| l.starts_with("preferred: ")).unwrap_or_default());
-    assert!(near.get("ANY").is_none() && near.as_object().is_some_and(|o| !o.is_empty()), "some task ran elsewhere: {near}\n{log}");
+}
+
+/// Spark in pods, an unmodified one from PyPI: a driver and two executors beside workers. At which levels its tasks ran, by its own event log.
+fn words_in_spark(all: &Installed, programs: &Programs, name: &str, expected: usize) -> Value {
+    let conf = [
+        "spark.master=k8s://https://kubernetes.default.svc".to_owned(),
+        format!("spark.kubernetes.namespace={NAMESPACE}"),
+        "spark.kubernetes.container.image=localhost/programs:1".into(),
+        "spark.kubernetes.executor.podTemplateFile=/opt/executor.yaml".into(),
+        "spark.kubernetes.executor.request.cores=50m".into(),
+        "spark.kubernetes.driver.pod.name=$NAME".into(),
+        "spark.driver.host=$IP".into(),
+        "spark.driver.memory=512m".into(),
+        "spark.executor.memory=512m".into(),
+        "spark.executor.instances=2".into(),
+        "spark.eventLog.enabled=true".into(),
+        "spark.eventLog.dir=file:///tmp/events".into(),
+        "spark.ui.enabled=false".into(),
+        "spark.locality.wait=10s".into(),
+    ];
+    let conf: Vec<String> = conf.iter().map(|c| format!("--conf {c}")).collect();
+    let home = &programs.spark;
+    let command = format!("mkdir -p /tmp/events; exec {home}/bin/spark-submit {} /opt/pod_words.py 'hdfs://forebay:8020/words-*'", conf.join(" "));
+    let log = in_programs(all, programs, name, "node-3", &format!(", {{name: PYSPARK_PYTHON, value: {home}/bin/python}}"), &command);
+    assert!(log.contains(&format!("words: {expected}\n")), "{expected} words: {log}");
+    let line = log.lines().find_map(|l| l.strip_prefix("levels: ")).unwrap_or_else(|| panic!("{log}"));
+    println!("{name}: {line}; {}", log.lines().find(|l| l.starts_with("preferred: ")).unwrap_or_default());
+    serde_json::from_str(line).expect("JSON")
+}
+
+/// Tasks run beside their blocks, by pods' addresses; with locality switched off they run anywhere.
+fn spark(all: &Installed, programs: &Programs) {
+    let text = LICENSE.repeat(40);
+    let file = all.cluster.dir().join("words");
+    std::fs::write(&file, &text).expect("a file");
+    for i in 0..8 {
+        all.try_forebay(&["fs", "put", file.to_str().expect("text"), &format!("/words-{i}")]).expect("put");
+    }
+    let expected = 8 * text.split_whitespace().count();
+    let near = words_in_spark(all, programs, "spark-near", expected);
+    let levels = near.as_object().expect("levels");
+    assert!(!levels.is_empty() && !levels.contains_key("ANY"), "some task ran elsewhere: {near}");
+    all.helm("upgrade", "1", TIER, "locality: {policy: none}");
+    all.ready();
+    let far = words_in_spark(all, programs, "spark-far", expected);
+    assert!(
+        far.as_object().is_some_and(|levels| levels.keys().all(|level| level == "ANY")),
+        "without addresses of executors no task has a place: {far}"
+    );
+    all.helm("upgrade", "1", TIER, "");
+    all.ready();
+}
+
+/// A node is drained: its worker hands over what is only there, and comes back.
+fn node_is_drained(all: &Installed) {
+    let source = all.cluster.dir().join("values.yaml");
+    let content = std::fs::read_to_string(&source).expect("read");
+    for i in 0..10 {
+        all.try_forebay(&["fs", "put", "--write-type", "cache_only", source.to_str().expect("text"), &format!("/drained-{i}")]).expect("put");
+    }
+    all.cluster.kubectl(&["cordon", "node-2"]);
+    let worker = all.pod_of("worker", "node-2");
+    // What a drain does to a DaemonSet's pod when its node is shut down.
+    all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", &worker, "--grace-period=60"]);
+    for i in 0..10 {
+        let text = all.try_forebay(&["fs", "cat", &format!("/drained-{i}")]).unwrap_or_else(|e| panic!("a file of the cache alone is lost: {e}"));
+        assert_eq!(text, content);
+    }
+    all.cluster.kubectl(&["uncordon", "node-2"]);
+    all.ready();
+    println!("a worker left its node: 10 files of the cache alone are all there");
 }
 
 /// Writers write while the master's pod is deleted: it answers again, they go on, and what was acknowledged is there.
@@ -476,7 +552,7 @@ fn workers_are_upgraded(all: &Installed) {
         all.try_forebay(&["fs", "put", "--write-type", "cache_only", source.to_str().expect("text"), &format!("/only-{i}")]).expect("put");
     }
     let content = std::fs::read_to_string(&source).expect("read");
-    all.helm("upgrade", "2", "MEM, dirs: [{type: emptyDir, quota: 96Mi}]");
+    all.helm("upgrade", "2", "MEM, dirs: [{type: emptyDir, quota: 96Mi}]", "");
     all.ready();
     for i in 0..20 {
         let text = all
@@ -490,7 +566,7 @@ fn workers_are_upgraded(all: &Installed) {
 /// Removed and installed again on the kept claim: the namespace is the same.
 fn installed_again(all: &Installed) {
     all.cluster.run("helm", &["uninstall", "forebay", "-n", NAMESPACE, "--wait"]);
-    all.helm("install", "1", TIER);
+    all.helm("install", "1", TIER, "");
     all.ready();
     let listed = all.cluster.eventually("the files are there again", Duration::from_secs(60), || {
         let mut again = all.forebay(&["fs", "ls", "/"]);
@@ -516,7 +592,15 @@ fn the_chart_on_real_nodes() {
     let holder = words(&all);
     mount_is_killed(&all);
     volumes(&all, &holder);
-    spark(&all);
+    all.cluster.apply(&format!(
+        "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: spark, namespace: {NAMESPACE}}}}}
+---
+{{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {{name: spark, namespace: {NAMESPACE}}}, roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit}}, subjects: [{{kind: ServiceAccount, name: spark, namespace: {NAMESPACE}}}]}}"
+    ));
+    let programs = programs(&all);
+    java(&all, &programs, &holder);
+    spark(&all, &programs);
+    node_is_drained(&all);
     master_is_deleted(&all);
     workers_are_upgraded(&all);
     installed_again(&all);

@@ -11,7 +11,7 @@ pub fn set_state(c: &mut Context<'_, '_>, op: &SetWorkerState) -> Result<()> {
     }
     let key = leaving_key(op.worker_id);
     if op.leaving {
-        c.txn.put_raw(Cf::Meta, &key, Vec::new())
+        c.txn.put_raw(Cf::Meta, &key, if op.until_gone { vec![1] } else { Vec::new() })
     } else {
         c.txn.delete(Cf::Meta, &key)
     }

@@ -7,7 +7,7 @@ use crate::mount::Mounted;
 use crate::namespace;
 use crate::store::Reader;
 use forebay_common::config::Locality;
-use forebay_common::{BlockId, ErrorKind, MountId, Result, WorkerId, clock, err};
+use forebay_common::{BlockId, ErrorKind, MountId, Result, clock, err};
 use forebay_proto::admin_server::Admin;
 use forebay_proto::convert::to_status;
 use forebay_proto::journal::{self, command::Op};
@@ -55,12 +55,12 @@ impl Service {
         let by_id = u64::from_str_radix(&request.worker, 16).ok();
         let known = addresses.iter().find(|a| name(a) == request.worker || Some(a.worker_id) == by_id).map(|a| a.worker_id);
         // One that left and was stopped is known by its id alone.
-        let left = || core.store.view().leaving_workers().ok()?.into_iter().map(WorkerId::get).find(|id| Some(*id) == by_id);
+        let left = || core.store.view().leaving_workers().ok()?.into_iter().map(|(id, _)| id.get()).find(|id| Some(*id) == by_id);
         let worker_id = known.or_else(left).ok_or_else(|| {
             let known: Vec<String> = addresses.iter().map(|a| format!("{} ({:016x})", name(a), a.worker_id)).collect();
             err!(NotFound, "there is no worker {}; there are {}", request.worker, if known.is_empty() { "none".to_owned() } else { known.join(", ") })
         })?;
-        let op = journal::SetWorkerState { worker_id, leaving: request.leaving };
+        let op = journal::SetWorkerState { worker_id, leaving: request.leaving, until_gone: request.until_gone };
         core.change(request.caller.as_ref(), Op::SetWorkerState(op)).await?;
         core.follow_leaving()?;
         Ok(SetWorkerResponse { worker_id })

@@ -145,6 +145,10 @@ impl WorkerMaster for Service {
         let address = request.address.clone().ok_or_else(|| to_status(&err!(InvalidArgument, "a worker registers without an address")))?;
         let id = WorkerId(address.worker_id);
         tracing::info!(worker = %id, host = address.host, port = address.data_port, "worker registered");
+        // Another process than the one that was to leave.
+        if !request.leaving && self.0.soft.workers.leaves_until_gone(id).is_some() {
+            self.0.stay(id).await.map_err(|e| to_status(&e))?;
+        }
         self.0.soft.blocks.remove_worker(id);
         self.0.soft.tasks.forget_worker(id, false);
         self.0.soft.workers.register(&request, address);

@@ -120,10 +120,11 @@ pub trait Reader {
         self.all(Cf::Job)
     }
 
-    /// Workers that are to leave.
-    fn leaving_workers(&self) -> Result<Vec<WorkerId>> {
+    /// Workers that are to leave, and whether only this process of each is.
+    fn leaving_workers(&self) -> Result<Vec<(WorkerId, bool)>> {
         let rows = self.scan(Cf::Meta, LEAVING_PREFIX, None, usize::MAX)?;
-        Ok(rows.iter().filter_map(|(key, _)| Some(WorkerId(u64::from_be_bytes(key.strip_prefix(LEAVING_PREFIX)?.try_into().ok()?)))).collect())
+        let id = |key: &[u8]| Some(WorkerId(u64::from_be_bytes(key.strip_prefix(LEAVING_PREFIX)?.try_into().ok()?)));
+        Ok(rows.iter().filter_map(|(key, value)| Some((id(key)?, !value.is_empty()))).collect())
     }
 
     /// The next ids and the totals.

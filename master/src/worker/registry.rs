@@ -34,6 +34,7 @@ struct Worker {
 struct Leaving {
     to_move: u64,
     left: bool,
+    until_gone: bool,
 }
 
 /// What placement needs to know of a live worker.
@@ -128,12 +129,23 @@ impl Registry {
     }
 
     /// Takes the list of workers that are to leave.
-    pub fn set_leaving(&self, workers: &[WorkerId]) {
+    pub fn set_leaving(&self, workers: &[(WorkerId, bool)]) {
         let mut all = self.leaving.write().unwrap_or_else(|e| e.into_inner());
-        all.retain(|id, _| workers.contains(id));
-        for worker in workers {
-            all.entry(*worker).or_insert_with(|| Leaving { to_move: u64::MAX, left: false });
+        all.retain(|id, _| workers.iter().any(|(of, _)| of == id));
+        for (worker, until_gone) in workers {
+            let leaving = all.entry(*worker).or_insert_with(|| Leaving { to_move: u64::MAX, ..Leaving::default() });
+            leaving.until_gone = *until_gone;
         }
+    }
+
+    /// Whether only the process of a worker that runs now is to leave, and whether it has.
+    pub fn leaves_until_gone(&self, worker: WorkerId) -> Option<bool> {
+        self.leaving().get(&worker).filter(|l| l.until_gone).map(|l| l.left)
+    }
+
+    /// A worker that has left does not come back: nothing is said of it any more.
+    pub fn forget(&self, worker: WorkerId) {
+        self.workers.write().unwrap_or_else(|e| e.into_inner()).remove(&worker);
     }
 
     /// Whether a worker is to leave.
