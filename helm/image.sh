@@ -10,7 +10,7 @@ pairs=("$binary=/usr/local/bin/forebay")
 while read -r library; do pairs+=("$library=$library"); done < <(ldd "$binary" | grep -o '/[^ ]*' | sort -u)
 # Names of users and hosts are looked up by libraries that are loaded when asked for.
 for extra in libnss_files.so.2 libnss_dns.so.2 libresolv.so.2; do
-  path=$(ldconfig -p | awk -v n="$extra" '$1 == n { print $NF; exit }')
+  path=$(ldconfig -p | awk -v n="$extra" '$1 == n && !found { print $NF; found = 1 }')
   [ -z "$path" ] || pairs+=("$path=$path")
 done
 [ ! -s /etc/ssl/certs/ca-certificates.crt ] || pairs+=("/etc/ssl/certs/ca-certificates.crt=/etc/ssl/certs/ca-certificates.crt")

@@ -99,6 +99,9 @@ pub struct CsiArgs {
     /// Kubelet's folder
     #[arg(long, default_value = "/var/lib/kubelet", value_name = "DIR")]
     pub kubelet_dir: PathBuf,
+    /// Let inline volumes be of files, not of sockets alone: whoever may make a pod then reads and writes by this driver
+    #[arg(long)]
+    pub inline_files: bool,
     /// Where /healthz and /metrics are
     #[arg(long, default_value = "127.0.0.1:30002", value_name = "ADDRESS:PORT")]
     pub web: std::net::SocketAddr,

@@ -6,13 +6,16 @@ use crate::output::{self, Output, bytes, percent, time};
 use forebay_client::FileSystem;
 use forebay_common::config::Config;
 use forebay_common::error::at;
-use forebay_common::{AbsPath, Result, err};
+use forebay_common::{AbsPath, ErrorKind, Result, err};
 use forebay_proto::{AtRisk, AtRiskFile, DirUsage, NamedValue, ReportResponse, TierUsage, WorkerReport};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// Between two looks at a worker that leaves.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 pub async fn run(command: FsadminCommand, config: &Config, output: Output) -> Result<ExitCode> {
     let fs = FileSystem::connect(&config.client).await?;
@@ -63,25 +66,44 @@ fn this_worker(dir: &Path) -> Result<String> {
 
 /// Has a worker leave and waits until it has.
 async fn decommission(fs: &FileSystem, worker: &str, until_gone: bool, wait: bool, output: Output) -> Result<()> {
-    let id = fs.set_worker(worker, true, until_gone).await?;
+    let mut id = None;
     let mut said = u64::MAX;
     let left = loop {
-        let report = fs.report().await?;
-        let state = report.workers.into_iter().find(|w| w.address.as_ref().is_some_and(|a| a.worker_id == id));
-        let Some(state) = state else { return Err(err!(Unavailable, "worker {worker} is not there any more: it is emptied when it comes back")) };
-        if state.left || !wait {
-            break state.left;
+        // A process that is about to stop insists: the master may be starting, and not know the worker yet, or not have heard of this.
+        let again =
+            |e: &forebay_common::Error| until_gone && wait && (e.is_retryable() || matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Unavailable));
+        if id.is_none() {
+            match fs.set_worker(worker, true, until_gone).await {
+                Ok(of) => id = Some(of),
+                Err(e) if again(&e) => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            }
         }
-        if state.lost {
-            return Err(err!(Unavailable, "worker {worker} is lost: what is only there is copied when it comes back"));
+        let state = match fs.report().await {
+            Ok(report) => report.workers.into_iter().find(|w| w.address.as_ref().is_some_and(|a| Some(a.worker_id) == id)),
+            Err(e) if again(&e) => None,
+            Err(e) => return Err(e),
+        };
+        match state {
+            Some(state) if state.left || !wait => break state.left,
+            Some(state) if state.lost && !until_gone => {
+                return Err(err!(Unavailable, "worker {worker} is lost: what is only there is copied when it comes back"));
+            }
+            Some(state) if state.leaving => {
+                if state.to_move != said && state.to_move != u64::MAX {
+                    said = state.to_move;
+                    eprintln!("{said} blocks and files under construction are only there");
+                }
+            }
+            None if !until_gone => return Err(err!(Unavailable, "worker {worker} is not there any more: it is emptied when it comes back")),
+            _ => id = None,
         }
-        if state.to_move != said && state.to_move != u64::MAX {
-            said = state.to_move;
-            eprintln!("{said} blocks and files under construction are only there");
-        }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(LOOK_AGAIN).await;
     };
-    let json = json!({ "worker": format!("{id:016x}"), "leaving": true, "left": left });
+    let json = json!({ "worker": id.map(|id| format!("{id:016x}")), "leaving": true, "left": left });
     let text = if left { "has left: it may be stopped" } else { "is to leave: see `forebay fsadmin report capacity`" };
     output.show(&json, || output::line(&format!("worker {worker} {text}")))
 }

@@ -85,8 +85,14 @@ pub async fn csi(config: &Config, args: CsiArgs, file: Option<&std::path::Path>)
     if let Some(file) = file {
         mount.extend(["--config".into(), file.as_os_str().to_owned()]);
     }
-    let options =
-        forebay_csi::Options { node: args.node, kubelet_dir: args.kubelet_dir, socket_dir: config.client.socket_dir.clone(), web: args.web, mount };
+    let options = forebay_csi::Options {
+        node: args.node,
+        kubelet_dir: args.kubelet_dir,
+        socket_dir: config.client.socket_dir.clone(),
+        web: args.web,
+        inline_files: args.inline_files,
+        mount,
+    };
     let stop = shutdown.clone();
     tokio::spawn(async move {
         let _ = until_signal(&stop).await;

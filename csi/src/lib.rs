@@ -42,6 +42,8 @@ pub struct Options {
     pub socket_dir: PathBuf,
     /// Where the process answers `/healthz` and `/metrics`.
     pub web: std::net::SocketAddr,
+    /// Inline volumes may be of files: whoever may make a pod may then read and write by the driver.
+    pub inline_files: bool,
     /// The command that mounts: this binary, and what comes before its own words.
     pub mount: Vec<std::ffi::OsString>,
 }
@@ -66,11 +68,15 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let csi = listen(&endpoint)?;
     let web = tokio::net::TcpListener::bind(options.web).await.map_err(at(format!("binding {} (--web)", options.web)))?;
     let volumes = Arc::new(Volumes::open(plugin.join("volumes"), &options)?);
-    volumes.resume();
+    volumes.resume().await;
     let stop = |token: &CancellationToken| token.clone().cancelled_owned();
     let driver = Server::builder()
         .add_service(csi::identity_server::IdentityServer::new(node::Identity))
-        .add_service(csi::node_server::NodeServer::new(node::Node { volumes: volumes.clone(), node: options.node.clone() }))
+        .add_service(csi::node_server::NodeServer::new(node::Node {
+            volumes: volumes.clone(),
+            node: options.node.clone(),
+            inline_files: options.inline_files,
+        }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(csi), stop(&shutdown));
     // Only now: kubelet calls as soon as it finds this socket. It sends the socket's path, escaped, as the request's `:authority`, and `http::uri` takes escapes in
     // what is before an `@` only: so the name has one.

@@ -60,11 +60,13 @@ impl registration_server::Registration for Registrar {
 pub struct Node {
     pub volumes: Arc<Volumes>,
     pub node: String,
+    pub inline_files: bool,
 }
 
 /// What a volume's attributes say. `path`: a folder of the namespace; `master`: `HOST:PORT` of another master; `options`: as `forebay mount -o`;
 /// `sockets: "true"`: the workers' sockets instead. Errors: an attribute that is none, naming those there are.
-fn kind(request: &NodePublishVolumeRequest) -> Result<Kind> {
+/// An inline volume is written by whoever may make a pod, not by an administrator: `inline_files` says whether it may be of files, and it has neither `master` nor `options`.
+fn kind(request: &NodePublishVolumeRequest, inline_files: bool) -> Result<Kind> {
     let context = &request.volume_context;
     for name in context.keys().filter(|name| !name.starts_with("csi.storage.k8s.io/") && !name.starts_with("storage.kubernetes.io/")) {
         if !["path", "master", "options", "sockets"].contains(&name.as_str()) {
@@ -73,6 +75,14 @@ fn kind(request: &NodePublishVolumeRequest) -> Result<Kind> {
     }
     if context.get("sockets").is_some_and(|v| v == "true") {
         return Ok(Kind::Sockets);
+    }
+    if context.get("csi.storage.k8s.io/ephemeral").is_some_and(|v| v == "true") {
+        if !inline_files {
+            return Err(err!(InvalidArgument, "an inline volume may be of sockets alone (csi.inlineFiles of the chart): use a PersistentVolume"));
+        }
+        if let Some(name) = ["master", "options"].into_iter().find(|name| context.contains_key(*name)) {
+            return Err(err!(InvalidArgument, "an inline volume has no attribute {name}: use a PersistentVolume"));
+        }
     }
     let path: AbsPath = context.get("path").map_or("/", String::as_str).parse()?;
     let mut options: Vec<String> = context.get("options").map(|o| o.split(',').map(str::to_owned).collect()).unwrap_or_default();
@@ -103,7 +113,7 @@ impl node_server::Node for Node {
             if r.target_path.is_empty() || r.volume_id.is_empty() {
                 return Err(err!(InvalidArgument, "a volume is published with its id and a target path"));
             }
-            let volume = Volume { id: r.volume_id.clone(), target: PathBuf::from(&r.target_path), kind: kind(&r)? };
+            let volume = Volume { id: r.volume_id.clone(), target: PathBuf::from(&r.target_path), kind: kind(&r, self.inline_files)? };
             self.volumes.publish(volume).await
         };
         match published.await {
@@ -132,5 +142,29 @@ impl node_server::Node for Node {
 
     async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Result<Response<NodeGetInfoResponse>, Status> {
         Ok(Response::new(NodeGetInfoResponse { node_id: self.node.clone(), max_volumes_per_node: 0 }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(context: &[(&str, &str)]) -> NodePublishVolumeRequest {
+        let volume_context = context.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        NodePublishVolumeRequest { volume_id: "v".into(), target_path: "/t".into(), volume_context, ..NodePublishVolumeRequest::default() }
+    }
+
+    #[test]
+    fn attributes_are_ours_or_named_and_pods_choose_little() {
+        let of = |context: &[(&str, &str)]| kind(&request(context), false);
+        assert!(
+            matches!(of(&[("path", "/a"), ("options", "ro,threads=2")]).unwrap(), Kind::Files { path, options, .. } if path == "/a" && options.len() == 2)
+        );
+        assert!(of(&[("folder", "/a")]).unwrap_err().message().contains("path, master, options, sockets"));
+        let inline = ("csi.storage.k8s.io/ephemeral", "true");
+        assert_eq!(of(&[inline, ("sockets", "true")]).unwrap(), Kind::Sockets);
+        assert!(of(&[inline, ("path", "/a")]).unwrap_err().message().contains("inlineFiles"));
+        assert!(kind(&request(&[inline, ("path", "/a")]), true).is_ok());
+        assert!(kind(&request(&[inline, ("master", "elsewhere:1")]), true).is_err());
     }
 }

@@ -35,6 +35,7 @@ const READY_WAIT: Duration = Duration::from_secs(30);
 const STOP_WAIT: Duration = Duration::from_secs(30);
 /// Pauses between two starts of a process that ends at once grow up to this.
 const AGAIN_MAX: Duration = Duration::from_secs(5);
+const AGAIN_MIN: Duration = Duration::from_millis(100);
 
 /// What a volume is of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,12 @@ struct Running {
     stop: CancellationToken,
     state: watch::Receiver<State>,
     task: JoinHandle<()>,
+}
+
+/// A volume that needs no process.
+fn done(volume: Volume) -> Running {
+    let (_, state) = watch::channel(State::Ready);
+    Running { volume, stop: CancellationToken::new(), state, task: tokio::spawn(async {}) }
 }
 
 pub struct Volumes {
@@ -127,25 +134,31 @@ impl Volumes {
         std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, &path)).map_err(at(path.display()))
     }
 
-    /// Mounts again what is written down: what an earlier process had published.
-    pub fn resume(self: &Arc<Self>) {
+    /// Mounts again what is written down: what an earlier process had published. Called before kubelet is answered. Pods have these volumes, and kubelet does not ask for
+    /// them again: they are tried until they are there.
+    pub async fn resume(&self) {
         let entries = std::fs::read_dir(&self.dir).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
+        let mut running = self.running.lock().await;
         for entry in entries.into_iter().filter(|entry| entry.path().extension().is_some_and(|e| e == "json")) {
             match std::fs::read(entry.path()).ok().and_then(|raw| serde_json::from_slice::<Volume>(&raw).ok()) {
                 // Its pod went away while nobody was here.
-                Some(volume) if !volume.target.parent().is_some_and(Path::exists) => drop(std::fs::remove_file(entry.path())),
+                Some(volume) if !volume.target.parent().is_some_and(Path::exists) => {
+                    unmount_all(&self.own_mount(&volume.target));
+                    let _ = std::fs::remove_file(entry.path());
+                }
                 Some(volume) => {
                     tracing::info!(volume = volume.id, target = %volume.target.display(), "a volume is mounted again");
-                    let volumes = self.clone();
-                    tokio::spawn(async move {
-                        if let Err(e) = volumes.publish(volume).await {
-                            tracing::error!(error = %e, "a volume that was published is not mounted again");
-                        }
-                    });
+                    let started = match volume.kind {
+                        // A bind mount of the node's: it is still there.
+                        Kind::Sockets => done(volume.clone()),
+                        Kind::Files { .. } => self.start(volume.clone(), true),
+                    };
+                    running.insert(volume.target, started);
                 }
                 None => tracing::error!(record = %entry.path().display(), "a volume's record cannot be read"),
             }
         }
+        PUBLISHED.set(i64::try_from(running.len()).unwrap_or(i64::MAX));
     }
 
     /// Has a volume at its place. Returns when it is mounted. Errors: what the mount says, the volume at this place is another one.
@@ -161,10 +174,9 @@ impl Volumes {
             let started = match &volume.kind {
                 Kind::Sockets => {
                     self.bind_sockets(&volume.target)?;
-                    let (_, state) = watch::channel(State::Ready);
-                    Running { volume: volume.clone(), stop: CancellationToken::new(), state, task: tokio::spawn(async {}) }
+                    done(volume.clone())
                 }
-                Kind::Files { .. } => self.start(volume.clone()),
+                Kind::Files { .. } => self.start(volume.clone(), false),
             };
             running.insert(volume.target.clone(), started);
             PUBLISHED.set(i64::try_from(running.len()).unwrap_or(i64::MAX));
@@ -214,12 +226,13 @@ impl Volumes {
         command
     }
 
-    fn start(&self, volume: Volume) -> Running {
+    /// `until_there`: it is tried until it is mounted, however often it fails.
+    fn start(&self, volume: Volume, until_there: bool) -> Running {
         let (sender, state) = watch::channel(State::Starting);
         let stop = CancellationToken::new();
         let command = self.command(&volume);
         let own = self.own_mount(&volume.target);
-        let task = tokio::spawn(keep(volume.clone(), own, command, sender, stop.clone()));
+        let task = tokio::spawn(keep(volume.clone(), own, command, sender, until_there, stop.clone()));
         Running { volume, stop, state, task }
     }
 
@@ -257,8 +270,17 @@ impl Volumes {
     }
 }
 
-/// Passes on what a mount's process says, and keeps the last line.
-async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::Sender<State>) -> Arc<std::sync::Mutex<String>> {
+/// What a mount's process said.
+struct Said {
+    /// It is there, and bound on the pod's place.
+    bound: bool,
+    /// Its last line, as it comes.
+    last: Arc<std::sync::Mutex<String>>,
+}
+
+/// Passes on what a mount's process says, until it is there or has ended.
+async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::Sender<State>) -> Said {
+    let mut bound = false;
     let last = Arc::new(std::sync::Mutex::new(String::new()));
     if let Some(stderr) = child.stderr.take() {
         let (last, id) = (last.clone(), volume.id.clone());
@@ -279,6 +301,7 @@ async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::S
                 Ok(()) => {
                     tracing::info!(volume = volume.id, target = %volume.target.display(), "a volume is mounted");
                     state.send_replace(State::Ready);
+                    bound = true;
                 }
                 Err(e) => {
                     *last.lock().unwrap_or_else(|e| e.into_inner()) = e.to_string();
@@ -287,12 +310,14 @@ async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::S
             }
         }
     }
-    last
+    Said { bound, last }
 }
 
 /// Runs a volume's process until `stop`, as often as it takes.
-async fn keep(volume: Volume, own: PathBuf, mut command: Command, state: watch::Sender<State>, stop: CancellationToken) {
-    let mut pause = Duration::from_millis(100);
+async fn keep(volume: Volume, own: PathBuf, mut command: Command, state: watch::Sender<State>, until_there: bool, stop: CancellationToken) {
+    let mut pause = AGAIN_MIN;
+    // Layers bound on the pod's place by this task; what a driver before it bound is below them.
+    let mut layers = 0;
     loop {
         let began = tokio::time::Instant::now();
         let mut child = match command.spawn() {
@@ -302,10 +327,16 @@ async fn keep(volume: Volume, own: PathBuf, mut command: Command, state: watch::
                 return;
             }
         };
+        if layers > 1 {
+            // Dead by now. The lowest stays: it is what the pod has, and new ones are seen on it.
+            layers -= usize::from(umount2(&volume.target, MntFlags::MNT_DETACH).is_ok());
+        }
         let last = tokio::select! {
             last = follow(&mut child, &volume, &own, &state) => last,
             () = stop.cancelled() => return end(&mut child).await,
         };
+        layers += usize::from(last.bound);
+        let last = last.last;
         let ended = tokio::select! {
             ended = child.wait() => ended,
             () = stop.cancelled() => return end(&mut child).await,
@@ -314,12 +345,17 @@ async fn keep(volume: Volume, own: PathBuf, mut command: Command, state: watch::
             // Given the time to be read.
             tokio::time::sleep(Duration::from_millis(50)).await;
             let said = last.lock().unwrap_or_else(|e| e.into_inner()).clone();
-            state.send_replace(State::Failed(if said.is_empty() { format!("the mount ended: {ended:?}") } else { said }));
-            return;
+            let said = if said.is_empty() { format!("the mount ended: {ended:?}") } else { said };
+            if !until_there {
+                state.send_replace(State::Failed(said));
+                return;
+            }
+            tracing::error!(volume = volume.id, said, "a volume that a pod has is not mounted again yet");
+        } else {
+            RESTARTS.inc();
+            tracing::error!(volume = volume.id, ?ended, "a mount's process ended by itself; it is begun anew");
         }
-        RESTARTS.inc();
-        tracing::error!(volume = volume.id, ?ended, "a mount's process ended by itself; it is begun anew");
-        pause = if began.elapsed() > AGAIN_MAX { Duration::from_millis(100) } else { (pause * 2).min(AGAIN_MAX) };
+        pause = if began.elapsed() > AGAIN_MAX { AGAIN_MIN } else { (pause * 2).min(AGAIN_MAX) };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,
@@ -350,6 +386,7 @@ mod tests {
             kubelet_dir: dir.join("kubelet"),
             socket_dir: dir.join("sockets"),
             web: ([127, 0, 0, 1], 0).into(),
+            inline_files: false,
             mount: vec!["sh".into(), "-c".into(), script.into()],
         }
     }

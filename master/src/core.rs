@@ -124,7 +124,7 @@ impl Core {
 
     /// A worker is not to leave any more.
     pub async fn stay(&self, worker: WorkerId) -> Result<()> {
-        let op = SetWorkerState { worker_id: worker.get(), leaving: false, until_gone: false };
+        let op = SetWorkerState { worker_id: worker.get(), leaving: false, process: 0 };
         self.own_change(Op::SetWorkerState(op)).await?;
         self.follow_leaving()
     }

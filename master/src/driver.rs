@@ -258,13 +258,16 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
             core.soft.tasks.forget_worker(worker, true);
             core.soft.replicas_dirty.store(true, Ordering::Relaxed);
             core.persist.wake();
-            if let Some(left) = core.soft.workers.leaves_until_gone(worker) {
+        }
+        // By then every worker that is there has told so.
+        if started.elapsed() > 2 * Duration::from_millis(core.config.worker_timeout_ms) {
+            for (worker, left) in core.soft.workers.stopped() {
                 if left {
                     tracing::info!(%worker, "it had left, and is forgotten");
                     core.soft.workers.forget(worker);
                 }
                 if let Err(e) = core.stay(worker).await {
-                    tracing::warn!(%worker, error = %e, "that it was to leave is not forgotten yet");
+                    tracing::warn!(%worker, error = %e, "that its process was to leave is not forgotten yet");
                 }
             }
         }

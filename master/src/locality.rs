@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// Names of pods that one block is told by: Spark adds up bytes by name, and keeps the three with most.
 const NAMES_PER_BLOCK: usize = 3;
+/// A host that Spark and Hadoop place no work by.
+const NOWHERE: &str = "localhost";
 
 /// How far a worker is. The least is the nearest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,6 +103,13 @@ impl<'a> Position<'a> {
         })
     }
 
+    /// In which order a block's workers come, the least first: for who reads the nearest, for who plans those that have most of it.
+    pub fn rank(&self, worker: &WorkerView, cached_bytes: u64, reads: bool) -> impl Ord + use<> {
+        let (distance, fullness) = (self.distance(worker), std::cmp::Reverse(cached_bytes));
+        let first = if reads && !self.plans() { (Some(distance), None) } else { (None, Some(fullness)) };
+        (first, distance, fullness)
+    }
+
     /// Whose pods are named: the asking application's executors, or those that the selector selects. `None`: nobody's.
     fn pods(&self) -> Option<Option<&str>> {
         match self.core.kubernetes_config.locality {
@@ -133,8 +142,9 @@ impl<'a> Position<'a> {
     }
 
     /// Live workers in the order in which they should fetch a block nobody has: that beside who is to read it, then those where its work is.
-    pub fn fetchers(&self, open: &[WorkerView], block: BlockId, count: usize) -> Vec<WorkerId> {
-        let beside = open.iter().find(|w| !self.plans() && self.distance(w).is_here()).map(|w| w.id);
+    /// `reads`: the caller itself is about to.
+    pub fn fetchers(&self, open: &[WorkerView], block: BlockId, reads: bool, count: usize) -> Vec<WorkerId> {
+        let beside = open.iter().find(|w| reads && !self.plans() && self.distance(w).is_here()).map(|w| w.id);
         let busy = self.pods().map(|app| self.core.kubernetes.busy(app, open.iter().map(|w| &w.address.node)));
         let where_work_is: Vec<WorkerView> = match &busy {
             Some(busy) => open.iter().zip(busy).filter(|(_, busy)| **busy).map(|(w, _)| w.clone()).collect(),
@@ -165,12 +175,17 @@ impl<'a> Position<'a> {
             }
         }
         let mut out = Vec::with_capacity(workers.len() + NAMES_PER_BLOCK);
-        for (i, (names, told)) in names.iter().zip(told).enumerate() {
-            if told == 0 {
+        let any = told.iter().any(|told| *told > 0);
+        for (i, (names, told)) in names.iter().zip(&told).enumerate() {
+            if *told == 0 && !any {
                 out.push((i, Name::Own));
             }
             let first = usize::try_from(block.get() % names.len().max(1) as u64).unwrap_or(0);
-            out.extend(names.iter().cycle().skip(first).take(told).map(|name| (i, Name::Host(name.clone()))));
+            out.extend(names.iter().cycle().skip(first).take(*told).map(|name| (i, Name::Host(name.clone()))));
+        }
+        // Beside names that work is placed by, that of a worker without any would only take one of Spark's three places: `localhost` it leaves out.
+        if any {
+            out.extend(told.iter().enumerate().filter(|(_, told)| **told == 0).map(|(i, _)| (i, Name::Host(NOWHERE.to_owned()))));
         }
         out
     }

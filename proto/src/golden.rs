@@ -107,7 +107,7 @@ fn commands_of_the_journal() {
     check(&journal::SetAttributes { path: b("/a"), ttl_ms: Some(5), ttl_frees: true, ..Default::default() }, "0a022f6138054001");
     let only = |op| journal::Command { op: Some(op), ..Default::default() };
     check(&only(Op::ExpireTtl(journal::ExpireTtl { inode_id: 1, expires_at_ms: 2, give_up: true })), "c20106080110021801");
-    check(&only(Op::SetWorkerState(journal::SetWorkerState { worker_id: 1, leaving: true, until_gone: false })), "ca010408011001");
+    check(&only(Op::SetWorkerState(journal::SetWorkerState { worker_id: 1, leaving: true, process: 0 })), "ca010408011001");
     check(&journal::Create { asynchronous: true, replication_min: 2, replication_max: 3, ..Default::default() }, "600168027003");
     check(&journal::Mkdir { later: true, ..Default::default() }, "2801");
     let begin = journal::BeginPublish { file_id: 1, content_version: 2, mount_id: 3, key: b("k"), worker_id: 4, lease_ttl_ms: 5 };

@@ -104,6 +104,8 @@ fn wrong_values_are_refused_by_name() {
         ("mounts: [{path: /s3}]", "uri"),
         ("mounts: [{path: /s3, uri: bucket}]", "uri"),
         ("mounts: [{path: /s3, uri: s3://b, secretOptions: {access_key_id: {name: s}}}]", "key"),
+        ("mounts: [{path: /s3, uri: s3://b, options: {secret_access_key: x}}]", "secretOptions"),
+        ("serviceAccount: {create: false}", "serviceAccount.name"),
         ("locality: {policy: yarn}", "policy"),
         ("locality: {policy: pods}", "locality.podSelector"),
         ("shortCircuit: {hostPath: run/forebay}", "hostPath"),

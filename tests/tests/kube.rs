@@ -3,7 +3,7 @@
 //! Under `--full` (`FOREBAY_TEST_KUBE=1`): it needs the programs of Kubernetes, and minutes. The stages share one cluster, each begins from what the one before left.
 
 use forebay_tests::kube::Cluster;
-use forebay_tests::{forebay, kube, s3, target_dir};
+use forebay_tests::{forebay, kube, s3};
 use serde_json::Value;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -68,16 +68,21 @@ impl Installed {
             .expect("archive.py");
         assert!(made.success());
         cluster.load_archive(&busybox);
+        for folder in ["data/bucket", "iam"] {
+            std::fs::create_dir_all(cluster.dir().join("s3").join(folder)).expect("a folder");
+        }
         let s3 = cluster
-            .command(target_dir().join("forebay-peer-s3"))
-            .args([cluster.dir().join("s3").to_str().expect("text"), "9000", HUB])
-            .env("S3_ACCESS_KEY", s3::KEYS.0)
-            .env("S3_SECRET_KEY", s3::KEYS.1)
+            .command(script("versitygw.sh", &[]))
+            .env("ROOT_ACCESS_KEY", s3::KEYS.0)
+            .env("ROOT_SECRET_KEY", s3::KEYS.1)
+            .args(["--port", &format!("{HUB}:9000"), "-q", "--keep-alive", "--iam-dir"])
+            .arg(cluster.dir().join("s3/iam"))
+            .arg("posix")
+            .arg(cluster.dir().join("s3/data"))
             .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
-            .expect("forebay-peer-s3");
-        std::fs::create_dir_all(cluster.dir().join("s3/bucket/root")).expect("a bucket");
-        std::fs::write(cluster.dir().join("s3/bucket/root/LICENSE"), LICENSE).expect("a file");
+            .expect("versitygw");
         cluster.kubectl(&["label", "node", "node-1", "node-2", "forebay=true"]);
         cluster.kubectl(&["create", "namespace", NAMESPACE]);
         cluster.kubectl(&[
@@ -206,6 +211,10 @@ impl Installed {
 
 /// What `helm install` made is there and well.
 fn installed(all: &Installed) {
+    let file = all.cluster.dir().join("LICENSE");
+    std::fs::write(&file, LICENSE).expect("a file");
+    all.try_forebay(&["fs", "put", file.to_str().expect("text"), "/LICENSE"]).unwrap_or_else(|e| panic!("put: {e}"));
+    all.try_forebay(&["fs", "free", "/LICENSE"]).expect("free");
     let report = all.report();
     let workers = report["workers"].as_array().or(report.as_array()).unwrap_or_else(|| panic!("{report}")).len();
     assert_eq!(workers, 2, "{report}");

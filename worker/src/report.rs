@@ -143,7 +143,6 @@ impl Heartbeat {
                 incarnation: self.incarnation,
                 tiers: self.core.store.usage(),
                 counters: counters(&self.core),
-                leaving: *self.core.leaving.borrow(),
             };
             let answer = client.register(request).await.map_err(|s| master.failed(&s))?.into_inner();
             self.take(answer).await;

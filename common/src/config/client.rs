@@ -17,6 +17,7 @@ pub struct ClientConfig {
     /// Who is asking; the operating system's user when empty.
     pub user: String,
     /// The Kubernetes node this runs on, for a master that may not look at pods; empty outside of one.
+    #[serde(deserialize_with = "super::scalar::text")]
     pub node_name: String,
     /// Limit of one call to the master, retries included.
     pub call_timeout_ms: u64,

@@ -8,6 +8,7 @@ mod fuse;
 mod kubernetes;
 mod master;
 mod mount;
+mod scalar;
 mod security;
 mod tier;
 mod worker;

@@ -35,6 +35,7 @@ pub struct WorkerConfig {
     /// Host name or address that others reach this worker by; `bind` when empty.
     pub advertise_host: String,
     /// The Kubernetes node it is on; empty outside of one.
+    #[serde(deserialize_with = "super::scalar::text")]
     pub node_name: String,
     /// Block bytes over TCP. 0 takes any free port.
     pub data_port: u16,

@@ -1,13 +1,13 @@
 {{/* Names and labels */}}
 {{- define "forebay.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -59,7 +59,7 @@ annotations:
 
 {{/* "1Gi" -> 1073741824 */}}
 {{- define "forebay.bytes" -}}
-{{- $text := toString . -}}
+{{- $text := toString (kindIs "float64" . | ternary (int64 .) .) -}}
 {{- $number := regexFind "^[0-9.]+" $text -}}
 {{- $unit := trimPrefix $number $text | trim | trimSuffix "B" -}}
 {{- $units := dict "" 1 "k" 1000 "K" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
@@ -118,7 +118,6 @@ annotations:
 {{- if and (eq .type "hostPath") (eq $.Values.worker.kind "StatefulSet") -}}
 {{- fail "worker.tiers: a hostPath folder needs worker.kind DaemonSet: two pods of a StatefulSet on one node would share it" -}}
 {{- end -}}
-{{- if and $.Values.worker.hugePages (eq .type "hostPath") (eq $.Values.worker.data.type "hostPath") (not .path) -}}{{- fail "worker.tiers: hostPath without path" -}}{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if and (eq .Values.worker.data.type "persistentVolumeClaim") (ne .Values.worker.kind "StatefulSet") -}}
@@ -126,6 +125,16 @@ annotations:
 {{- end -}}
 {{- if and (eq .Values.worker.data.type "hostPath") (eq .Values.worker.kind "StatefulSet") -}}
 {{- fail "worker.data: a hostPath needs worker.kind DaemonSet: two pods of a StatefulSet on one node would share it" -}}
+{{- end -}}
+{{- range .Values.mounts -}}
+{{- range $name := keys (.options | default dict) -}}
+{{- if regexMatch "secret|token|password|credential|access_key|account_key|encryption_key|customer_key|delegation|sas" (lower $name) -}}
+{{- fail (printf "mounts: options.%s would stand in a ConfigMap for everybody to read: name a Secret under secretOptions" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) .Values.rbac.create (ne .Values.locality.policy "none") -}}
+{{- fail "serviceAccount.create is false and serviceAccount.name empty: rbac.create would let the namespace's default account see all pods" -}}
 {{- end -}}
 {{- if and (eq .Values.locality.policy "pods") (not .Values.locality.podSelector) -}}
 {{- fail "locality.policy pods needs locality.podSelector, like app.kubernetes.io/name=trino" -}}
@@ -143,9 +152,16 @@ annotations:
   "client.socket_dir" $v.shortCircuit.hostPath
   "client.short_circuit" $v.shortCircuit.enabled
   "security.allow_insecure_bind" true
-  "security.cluster_secret_file" "/etc/forebay-secret/secret"
 -}}
+{{- if has .role (list "master" "worker") -}}
+{{- $_ := set $all "security.cluster_secret_file" "/etc/forebay-secret/secret" -}}
+{{- end -}}
 {{- $own := dict -}}
+{{- /* The master's user is the superuser: workers that leave, and mounts that act for everybody on their node, come in its name. */ -}}
+{{- $user := toString (int64 $v.podSecurityContext.runAsUser) -}}
+{{- if ne .role "master" -}}
+{{- $_ := set $own "client.user" (ternary "forebay" $user (eq $user "1000")) -}}
+{{- end -}}
 {{- if eq .role "master" -}}
 {{- $own = dict
   "master.bind" "0.0.0.0"
@@ -161,10 +177,7 @@ annotations:
 -}}
 {{- if gt (int $v.master.ports.hadoop) 0 }}{{ $_ := set $own "master.hadoop_port" $v.master.ports.hadoop }}{{ end -}}
 {{- else if eq .role "worker" -}}
-{{- /* The master's user is the superuser: a worker that leaves says so in its name. */ -}}
-{{- $user := toString $v.podSecurityContext.runAsUser -}}
-{{- $own = dict
-  "client.user" (ternary "forebay" $user (eq $user "1000"))
+{{- $own = merge $own (dict
   "worker.bind" "0.0.0.0"
   "worker.data_dir" "/var/lib/forebay/worker"
   "worker.data_port" $v.worker.ports.data
@@ -172,15 +185,15 @@ annotations:
   "worker.socket_dir" $v.shortCircuit.hostPath
   "worker.mem_mount" (ternary "always" "never" $v.worker.hugePages)
   "worker.hadoop" (gt (int $v.worker.ports.hadoop) 0)
--}}
+) -}}
 {{- if gt (int $v.worker.ports.hadoop) 0 -}}
 {{- $_ := set $own "worker.hadoop_port" $v.worker.ports.hadoop -}}
 {{- $_ := set $own "worker.hadoop_ipc_port" $v.worker.ports.hadoopIpc -}}
 {{- end -}}
 {{- else -}}
-{{- $own = dict "fuse.staging_dir" "/var/lib/forebay/staging" -}}
+{{- $_ := set $own "fuse.staging_dir" "/var/lib/forebay/staging" -}}
 {{- end -}}
-{{- $own = merge (dict) (get $v .role).properties $v.properties $own $all -}}
+{{- $own = mergeOverwrite (dict) $all $own $v.properties (get $v .role).properties -}}
 # Written by the chart from its values.
 {{ range $key := keys $own | sortAlpha -}}
 {{ $key }} = {{ get $own $key | toJson }}
@@ -232,6 +245,10 @@ annotations:
 
 {{- define "forebay.scheduling" -}}
 serviceAccountName: {{ include "forebay.serviceAccount" . }}
+# Only the master asks the API server for anything.
+automountServiceAccountToken: {{ and (eq .role "master") (ne .root.Values.locality.policy "none") }}
+# Services of this namespace are no configuration.
+enableServiceLinks: false
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
@@ -272,11 +289,15 @@ priorityClassName: {{ . }}
 {{- define "forebay.configVolumes" -}}
 - name: config
   configMap: {name: {{ include "forebay.fullname" .root }}-{{ .role }}}
+{{- if has .role (list "master" "worker") }}
 - name: cluster-secret
   secret: {secretName: {{ include "forebay.clusterSecret" .root }}, items: [{key: secret, path: secret}]}
+{{- end }}
 {{- end -}}
 
 {{- define "forebay.configMounts" -}}
 - {name: config, mountPath: /etc/forebay, readOnly: true}
+{{- if has .role (list "master" "worker") }}
 - {name: cluster-secret, mountPath: /etc/forebay-secret, readOnly: true}
+{{- end }}
 {{- end -}}

@@ -1,7 +1,7 @@
 //! Which workers are to leave: kept in the journal, so that a new master goes on with it.
 
 use super::context::Context;
-use crate::store::{Cf, leaving_key};
+use crate::store::{Cf, Reader, leaving_key};
 use forebay_common::{Result, err};
 use forebay_proto::journal::SetWorkerState;
 
@@ -11,7 +11,9 @@ pub fn set_state(c: &mut Context<'_, '_>, op: &SetWorkerState) -> Result<()> {
     }
     let key = leaving_key(op.worker_id);
     if op.leaving {
-        c.txn.put_raw(Cf::Meta, &key, if op.until_gone { vec![1] } else { Vec::new() })
+        // One that was told to leave for good does not come back because its process stops.
+        let for_good = op.process == 0 || c.txn.get(Cf::Meta, &key)?.is_some_and(|before| before.is_empty());
+        c.txn.put_raw(Cf::Meta, &key, if for_good { Vec::new() } else { op.process.to_be_bytes().to_vec() })
     } else {
         c.txn.delete(Cf::Meta, &key)
     }

@@ -199,7 +199,7 @@ impl Asked<'_> {
             })
             .collect();
         if self.source.is_some() && candidates.iter().all(|c| c.cached_bytes < length) {
-            for id in position.fetchers(open, block, FETCHERS) {
+            for id in position.fetchers(open, block, self.reads, FETCHERS) {
                 if let Some(worker) = live.iter().find(|w| w.id == id)
                     && candidates.iter().all(|c| c.worker.id != id)
                 {
@@ -207,7 +207,7 @@ impl Asked<'_> {
                 }
             }
         }
-        candidates.sort_by_key(|c| (position.distance(c.worker), std::cmp::Reverse(c.cached_bytes)));
+        candidates.sort_by_cached_key(|c| position.rank(c.worker, c.cached_bytes, self.reads));
         candidates.truncate(LOCATIONS_MAX);
         let by_rank: Vec<&WorkerView> = candidates.iter().map(|c| c.worker).collect();
         let mut told: Vec<Told<'_>> = position

@@ -1,6 +1,6 @@
 //! Keeps the view in step with the API server: one watch of pods per namespace that is looked at, one of nodes, and one of what the selector selects.
 //!
-//! A watch that ends or fails is begun anew with growing pauses (kube's default backoff); until it is back what was seen stays, and the error is told by `doctor`.
+//! A watch that ends or fails is begun anew with growing pauses; until it is back what was seen stays, and the error is told by `doctor`.
 
 use super::view::{PodFacts, View};
 use forebay_common::config::{KubernetesConfig, Locality};
@@ -8,8 +8,8 @@ use forebay_common::{counter, gauge};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{CSIVolumeSource, Node, Pod};
 use kube::api::PartialObjectMeta;
+use kube::runtime::watcher as watch;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource, ResourceExt};
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,6 +22,9 @@ counter!(ERRORS, "forebay_master_kubernetes_errors_total", "watches of the API s
 counter!(BEYOND, "forebay_master_kubernetes_pods_beyond_total", "pods that were not kept because there are too many");
 gauge!(PODS, "forebay_master_kubernetes_pods", "running pods that are known");
 
+/// Pauses after a failure: this, doubled each time, up to half a minute.
+const PAUSE: Duration = Duration::from_millis(250);
+const FAILURES_MAX: u32 = 7;
 /// Between two tries to reach an API server whose address or credentials cannot be found.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -76,8 +79,9 @@ async fn follow<K: Resource<DynamicType = ()> + Clone>(
     gone: impl Fn(&str),
     shutdown: &CancellationToken,
 ) {
-    let mut stream = std::pin::pin!(stream.default_backoff());
+    let mut stream = std::pin::pin!(stream);
     let (mut known, mut listing) = (HashSet::new(), HashSet::new());
+    let mut failures = 0;
     loop {
         let event = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -87,11 +91,16 @@ async fn follow<K: Resource<DynamicType = ()> + Clone>(
         match event {
             Ok(event) => {
                 EVENTS.inc();
-                if view.set_error(what, None) {
-                    tracing::info!(what, "the Kubernetes API server is followed again");
+                // A listing that begins says nothing yet; one that ended does.
+                if !matches!(event, Event::Init) {
+                    failures = 0;
+                    if view.set_error(what, None) {
+                        tracing::info!(what, "the Kubernetes API server is followed again");
+                    }
                 }
                 match event {
-                    Event::Init => listing.clear(),
+                    // What a listing named that did not come to its end may be gone by now.
+                    Event::Init => known.extend(listing.drain()),
                     Event::InitApply(object) => {
                         listing.insert(key(&object));
                         set(&object);
@@ -117,6 +126,12 @@ async fn follow<K: Resource<DynamicType = ()> + Clone>(
                 let why = format!("{what} cannot be followed: {e}");
                 if view.set_error(what, Some(why)) {
                     tracing::error!(what, error = %e, "the Kubernetes API server is not followed: locality is as it was known last");
+                }
+                // A watch that failed is begun anew when it is asked for its next event.
+                failures = (failures + 1).min(FAILURES_MAX);
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(PAUSE * 2u32.pow(failures)) => {}
                 }
             }
         }

@@ -7,7 +7,7 @@ use crate::mount::Mounted;
 use crate::namespace;
 use crate::store::Reader;
 use forebay_common::config::Locality;
-use forebay_common::{BlockId, ErrorKind, MountId, Result, clock, err};
+use forebay_common::{BlockId, ErrorKind, MountId, Result, WorkerId, clock, err};
 use forebay_proto::admin_server::Admin;
 use forebay_proto::convert::to_status;
 use forebay_proto::journal::{self, command::Op};
@@ -60,7 +60,11 @@ impl Service {
             let known: Vec<String> = addresses.iter().map(|a| format!("{} ({:016x})", name(a), a.worker_id)).collect();
             err!(NotFound, "there is no worker {}; there are {}", request.worker, if known.is_empty() { "none".to_owned() } else { known.join(", ") })
         })?;
-        let op = journal::SetWorkerState { worker_id, leaving: request.leaving, until_gone: request.until_gone };
+        let op = journal::SetWorkerState {
+            worker_id,
+            leaving: request.leaving,
+            process: if request.until_gone { core.soft.workers.incarnation(WorkerId(worker_id)) } else { 0 },
+        };
         core.change(request.caller.as_ref(), Op::SetWorkerState(op)).await?;
         core.follow_leaving()?;
         Ok(SetWorkerResponse { worker_id })

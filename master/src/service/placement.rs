@@ -51,7 +51,7 @@ pub fn for_reading(
             block.locations[..=i].rotate_right(1);
         }
         if source.is_some() {
-            for id in local.iter().copied().chain(position.fetchers(&views, BlockId(block.id), FETCHERS)) {
+            for id in local.iter().copied().chain(position.fetchers(&views, BlockId(block.id), true, FETCHERS)) {
                 if !block.locations.iter().any(|l| l.worker_id == id.get()) {
                     block.locations.push(BlockLocation { worker_id: id.get(), tier: String::new(), cached_bytes: 0 });
                 }

@@ -146,7 +146,7 @@ impl WorkerMaster for Service {
         let id = WorkerId(address.worker_id);
         tracing::info!(worker = %id, host = address.host, port = address.data_port, "worker registered");
         // Another process than the one that was to leave.
-        if !request.leaving && self.0.soft.workers.leaves_until_gone(id).is_some() {
+        if self.0.soft.workers.another_was_to_leave(id, request.incarnation) {
             self.0.stay(id).await.map_err(|e| to_status(&e))?;
         }
         self.0.soft.blocks.remove_worker(id);

@@ -120,11 +120,11 @@ pub trait Reader {
         self.all(Cf::Job)
     }
 
-    /// Workers that are to leave, and whether only this process of each is.
-    fn leaving_workers(&self) -> Result<Vec<(WorkerId, bool)>> {
+    /// Workers that are to leave, each with the incarnation that alone is (0: the worker).
+    fn leaving_workers(&self) -> Result<Vec<(WorkerId, u64)>> {
         let rows = self.scan(Cf::Meta, LEAVING_PREFIX, None, usize::MAX)?;
         let id = |key: &[u8]| Some(WorkerId(u64::from_be_bytes(key.strip_prefix(LEAVING_PREFIX)?.try_into().ok()?)));
-        Ok(rows.iter().filter_map(|(key, value)| Some((id(key)?, !value.is_empty()))).collect())
+        Ok(rows.iter().filter_map(|(key, value)| Some((id(key)?, value.as_slice().try_into().map_or(0, u64::from_be_bytes)))).collect())
     }
 
     /// The next ids and the totals.

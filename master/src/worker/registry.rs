@@ -34,7 +34,8 @@ struct Worker {
 struct Leaving {
     to_move: u64,
     left: bool,
-    until_gone: bool,
+    /// The incarnation that alone is; 0: the worker, until it is told otherwise.
+    process: u64,
 }
 
 /// What placement needs to know of a live worker.
@@ -129,18 +130,31 @@ impl Registry {
     }
 
     /// Takes the list of workers that are to leave.
-    pub fn set_leaving(&self, workers: &[(WorkerId, bool)]) {
+    pub fn set_leaving(&self, workers: &[(WorkerId, u64)]) {
         let mut all = self.leaving.write().unwrap_or_else(|e| e.into_inner());
         all.retain(|id, _| workers.iter().any(|(of, _)| of == id));
-        for (worker, until_gone) in workers {
+        for (worker, process) in workers {
             let leaving = all.entry(*worker).or_insert_with(|| Leaving { to_move: u64::MAX, ..Leaving::default() });
-            leaving.until_gone = *until_gone;
+            leaving.process = *process;
         }
     }
 
-    /// Whether only the process of a worker that runs now is to leave, and whether it has.
-    pub fn leaves_until_gone(&self, worker: WorkerId) -> Option<bool> {
-        self.leaving().get(&worker).filter(|l| l.until_gone).map(|l| l.left)
+    /// The incarnation of a worker that runs now; 0: none is known.
+    pub fn incarnation(&self, worker: WorkerId) -> u64 {
+        self.workers.read().unwrap_or_else(|e| e.into_inner()).get(&worker).map_or(0, |w| w.incarnation)
+    }
+
+    /// Whether another incarnation of a worker was to leave than this one.
+    pub fn another_was_to_leave(&self, worker: WorkerId, incarnation: u64) -> bool {
+        self.leaving().get(&worker).is_some_and(|l| l.process > 0 && l.process != incarnation)
+    }
+
+    /// Workers whose process was to leave and is not there (any more), each with whether it had left. Asked for when all had the time to register.
+    pub fn stopped(&self) -> Vec<(WorkerId, bool)> {
+        let leaving = self.leaving();
+        let workers = self.workers.read().unwrap_or_else(|e| e.into_inner());
+        let there = |id: &WorkerId| workers.get(id).is_some_and(|w| !w.lost);
+        leaving.iter().filter(|(id, l)| l.process > 0 && !there(id)).map(|(id, l)| (*id, l.left)).collect()
     }
 
     /// A worker that has left does not come back: nothing is said of it any more.

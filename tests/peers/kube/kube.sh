@@ -288,7 +288,8 @@ down() {
   # Pods are found by the cgroups of this cluster, their shims by the mount namespace of their node.
   local f p d me
   for f in $(find /sys/fs/cgroup/*/"$name" -name cgroup.procs 2>/dev/null); do
-    cat "$f" 2>/dev/null | while read -r p; do kill -KILL "$p" 2>/dev/null || true; done
+    # Some are gone by the time they are looked at.
+    for p in $(cat "$f" 2>/dev/null || true); do kill -KILL "$p" 2>/dev/null || true; done
   done
   for d in "$run"/n[0-9]*; do
     [ -s "$d/pid" ] || continue

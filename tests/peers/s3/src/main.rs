@@ -1,4 +1,4 @@
-//! A real S3 server over a folder: `forebay-peer-s3 FOLDER PORT [ADDRESS]`, on loopback unless an address is given, signatures checked against
+//! A real S3 server on loopback over a folder: `forebay-peer-s3 FOLDER PORT`, signatures checked against
 //! `S3_ACCESS_KEY` and `S3_SECRET_KEY`. Port 0 takes any free one. Prints `READY http://…` when it listens.
 //!
 //! For the demo and the tests only; the server is the `s3s-fs` crate.
@@ -11,17 +11,13 @@ use s3s::service::S3ServiceBuilder;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().collect();
-    let (folder, port, address) = match arguments.as_slice() {
-        [_, folder, port] => (folder, port, "127.0.0.1"),
-        [_, folder, port, address] => (folder, port, address.as_str()),
-        _ => return Err("usage: forebay-peer-s3 FOLDER PORT [ADDRESS]".into()),
-    };
+    let [_, folder, port] = arguments.as_slice() else { return Err("usage: forebay-peer-s3 FOLDER PORT".into()) };
     std::fs::create_dir_all(folder)?;
     let store = s3s_fs::FileSystem::new(folder).map_err(|e| format!("{e:?}"))?;
     let mut service = S3ServiceBuilder::new(store);
     service.set_auth(SimpleAuth::from_single(std::env::var("S3_ACCESS_KEY")?, std::env::var("S3_SECRET_KEY")?));
     let service = service.build();
-    let listener = tokio::net::TcpListener::bind((address, port.parse()?)).await?;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port.parse()?)).await?;
     println!("READY http://{}", listener.local_addr()?);
     let server = Builder::new(TokioExecutor::new());
     loop {
