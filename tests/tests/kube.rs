@@ -478,7 +478,7 @@ fn words_in_spark(all: &Installed, programs: &Programs, name: &str, expected: us
     let log = in_programs(all, programs, name, "node-3", &format!(", {{name: PYSPARK_PYTHON, value: {home}/bin/python}}"), &command);
     assert!(log.contains(&format!("words: {expected}\n")), "{expected} words: {log}");
     let line = log.lines().find_map(|l| l.strip_prefix("levels: ")).unwrap_or_else(|| panic!("{log}"));
-    println!("{name}: {line}; {}", log.lines().find(|l| l.starts_with("preferred: ")).unwrap_or_default());
+    println!("{name}: {line}");
     serde_json::from_str(line).expect("JSON")
 }
 

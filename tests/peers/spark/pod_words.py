@@ -1,5 +1,5 @@
 """pod_words.py URI: the driver, in a pod: counts the words of each file with two executors in pods, and prints where Spark says that its tasks ran."""
-import collections, glob, json, os, sys, time
+import collections, glob, json, sys, time
 from pyspark.sql import SparkSession
 
 uri = sys.argv[1]
@@ -13,12 +13,6 @@ while context._jsc.sc().getExecutorMemoryStatus().size() < 3 and time.time() < e
 for _ in range(2):
     words = session.read.text(uri).rdd.flatMap(lambda row: row[0].split()).count()
 print("words:", words, flush=True)
-preferred = set()
-plan = session.read.text(uri)._jdf.queryExecution().toRdd()
-for partition in plan.partitions():
-    locations = plan.preferredLocations(partition)
-    preferred.update(locations.apply(i) for i in range(locations.size()))
-print("preferred:", " ".join(sorted(preferred)), flush=True)
 session.stop()
 levels = collections.Counter()
 for log in glob.glob("/tmp/events/*"):
