@@ -80,6 +80,9 @@ pub struct MountArgs {
     /// Stay until it is unmounted, or this is told to stop (SIGTERM)
     #[arg(long, short = 'f')]
     pub foreground: bool,
+    /// Begin the mount anew when its process is killed or fails: at once, by a process that does nothing else
+    #[arg(long, conflicts_with = "check")]
+    pub supervise: bool,
     /// Make the folder where it is missing
     #[arg(long)]
     pub mkdir: bool,

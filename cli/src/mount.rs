@@ -1,5 +1,7 @@
 //! `forebay mount`, in the foreground or as a process of its own, and what `mount -t forebay` calls.
 
+mod supervise;
+
 use crate::args::MountArgs;
 use crate::output::{self, Output};
 use forebay_common::config::{Config, FuseConfig};
@@ -32,6 +34,9 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
     let mountpoint = std::path::absolute(&args.mountpoint).map_err(|e| Error::io(args.mountpoint.display(), &e))?;
     if args.check {
         return check(&mountpoint, output).await;
+    }
+    if args.supervise && args.foreground {
+        return supervise::run().await;
     }
     if args.mkdir {
         match std::fs::create_dir_all(&mountpoint) {
@@ -186,6 +191,7 @@ mod tests {
             read_only: false,
             mkdir: false,
             check: false,
+            supervise: false,
             foreground: true,
             log_file: None,
         };

@@ -370,6 +370,60 @@ async fn what_fails_harms_nothing() {
     let _ = nix::mount::umount2(&staging, nix::mount::MntFlags::MNT_DETACH);
 }
 
+/// (S-34) The process of a supervised mount is killed again and again under readers that open, read and close: a read is right or refused, and they read on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervised_mount_is_begun_anew() {
+    if !is_here("a_supervised_mount_is_begun_anew") {
+        return;
+    }
+    let rounds: usize = std::env::var("FOREBAY_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(5).min(50);
+    let cluster = Cluster::start(1, &[]).await;
+    let folder = cluster.mount_folder("/m", &[]).await;
+    let bytes = pattern(3, 0, 300_000);
+    std::fs::write(folder.join("f"), &bytes).unwrap();
+    let mut mount = Mount::start(&cluster, "mnt", &["--supervise"]);
+    let path = mount.path("/m/f");
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let good = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (path, bytes, stop, good) = (path.clone(), bytes.clone(), stop.clone(), good.clone());
+            std::thread::spawn(move || {
+                let mut refused = 0u64;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    match std::fs::read(&path) {
+                        Ok(read) => {
+                            assert!(read == bytes, "wrong bytes");
+                            good.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        }
+                        Err(_) => refused += 1,
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                refused
+            })
+        })
+        .collect();
+    let mut longest = std::time::Duration::ZERO;
+    for _ in 0..rounds {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", mount.id())).unwrap();
+        let child: i32 = children.split_whitespace().next().expect("the mount's process").parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let (began, before) = (std::time::Instant::now(), good.load(std::sync::atomic::Ordering::Relaxed));
+        // What was under way when it was killed may still come to its end: more than that.
+        forebay_tests::eventually("readers read again", 60, async || good.load(std::sync::atomic::Ordering::Relaxed) > before + 4).await;
+        longest = longest.max(began.elapsed());
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let refused: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+    eprintln!(
+        "{rounds} kills: {} reads were right, {refused} refused; the longest until both read again: {longest:?}",
+        good.load(std::sync::atomic::Ordering::Relaxed)
+    );
+    assert!(mount.stop(), "told to stop, it ends well");
+    assert!(std::fs::read_dir(&mount.at).unwrap().next().is_none(), "and the mount is gone");
+}
+
 /// (S-15, S-33) The worker and the master are killed under readers and a writer: no wrong byte, nothing acknowledged is lost, and all goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_die_under_the_mount() {

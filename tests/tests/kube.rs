@@ -266,9 +266,16 @@ fn words(all: &Installed) -> String {
 /// A pod reads through the FUSE mount of its node, whose daemon is killed: it reads on, without being started again.
 fn mount_is_killed(all: &Installed) {
     reader(all, "by-host-path", "hostPath: {path: /var/lib/forebay/mnt}", "/data/fs/LICENSE");
+    // Its process alone, and then all of them: the container is started again.
+    let mounts = |all: &Installed, supervisor: bool| {
+        let all_of_them = pids(all, 1, "forebay mount /var/lib/forebay/mnt");
+        let supervisors = pids(all, 1, "forebay mount /var/lib/forebay/mnt.*--supervise");
+        if supervisor { all_of_them } else { all_of_them.into_iter().filter(|pid| !supervisors.contains(pid)).collect() }
+    };
     for _ in 0..3 {
-        kill_and_read_on(all, "by-host-path", "/data/fs/LICENSE", &pids(all, 1, "forebay mount /var/lib/forebay/mnt"));
+        kill_and_read_on(all, "by-host-path", "/data/fs/LICENSE", &mounts(all, false));
     }
+    kill_and_read_on(all, "by-host-path", "/data/fs/LICENSE", &mounts(all, true));
     all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", "by-host-path", "--now"]);
 }
 

@@ -1,0 +1,78 @@
+//! `forebay mount --supervise`: a small process that begins the mount's process anew when that is killed or fails.
+//!
+//! What a dead mount left is taken away by the new one; programs that had files open get ENOTCONN for these, and open them again. A process that ends well (the mount was taken
+//! away, or it was told to stop) is not begun anew, nor is one that never got as far as mounting: its error is somebody's to mend.
+
+use super::{READY, arguments};
+use forebay_common::{Error, Result, err};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::ffi::OsString;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Pauses between two starts of a process that ends at once grow from this to that.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+fn start(words: &[OsString]) -> Result<(Child, Lines<BufReader<ChildStdout>>)> {
+    let own = std::env::current_exe().map_err(|e| Error::io("the path of this program", &e))?;
+    let mut child = Command::new(own)
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| Error::io("starting the mount's process", &e))?;
+    let stdout = child.stdout.take().ok_or_else(|| err!(Internal, "the mount's process has no output"))?;
+    Ok((child, BufReader::new(stdout).lines()))
+}
+
+/// The same command without this, as often as it takes. Errors: it does not get as far as mounting.
+pub async fn run() -> Result<()> {
+    let words: Vec<OsString> = arguments().skip(1).filter(|word| word != "--supervise").collect();
+    let stop = |kind| signal(kind).map_err(|e| Error::io("signals", &e));
+    let (mut terminated, mut interrupted) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
+    let (mut mounted, mut pause, mut stopping) = (false, PAUSES.0, false);
+    loop {
+        let began = tokio::time::Instant::now();
+        let (mut child, mut lines) = start(&words)?;
+        let ended = loop {
+            tokio::select! {
+                line = lines.next_line() => match line {
+                    Ok(Some(line)) => {
+                        // Once, for whoever started this.
+                        if !mounted {
+                            crate::output::line(&line)?;
+                        }
+                        mounted |= line.starts_with(READY);
+                    }
+                    _ => break child.wait().await,
+                },
+                _ = async { tokio::select! { _ = terminated.recv() => {}, _ = interrupted.recv() => {} } } => {
+                    stopping = true;
+                    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+                        // It hands over what is being written, and takes the mount away.
+                        let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+                    }
+                }
+            }
+        };
+        let ended = ended.map_err(|e| Error::io("the mount's process", &e))?;
+        if ended.success() {
+            return Ok(());
+        }
+        if stopping || !mounted {
+            return Err(err!(Unavailable, "the mount's process ended with {ended}: what it said is above").with_retryable(false));
+        }
+        tracing::error!(%ended, "the mount's process ended by itself; it is begun anew");
+        pause = if began.elapsed() > PAUSES.1 { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = terminated.recv() => return Ok(()),
+            _ = interrupted.recv() => return Ok(()),
+        }
+    }
+}
