@@ -424,7 +424,7 @@ mod tests {
         assert!(!volumes.record(&files(dir.path()).target).exists());
     }
 
-    /// S-36, with `volumes` of tests/tests/kube.rs.
+    /// (S-36), with `volumes` of tests/tests/kube.rs.
     #[tokio::test]
     async fn a_process_that_ends_by_itself_is_begun_anew() {
         let dir = tempfile::tempdir().unwrap();

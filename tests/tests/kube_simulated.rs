@@ -87,7 +87,7 @@ async fn ask(ip: &str, master: SocketAddr, path: &str, each: usize) -> (u128, u1
     percentiles(futures::future::join_all(callers).await.concat())
 }
 
-/// S-35.
+/// (S-35) Executors are told as the API server has them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn executors_are_found_whatever_comes_and_goes() {
     if let Some(why) = kube::missing() {

@@ -284,9 +284,13 @@ impl Service {
         core.syncer.note_looked(InodeId(reply.file_id));
         let (_, inode, mut status) = self.status_by_id(reply.file_id)?;
         if let Some(lease) = lease.filter(|_| inode.cached) {
-            // Known before the worker's next report; a lost worker's is dropped with it.
-            for block in &request.blocks {
-                core.soft.blocks.report(forebay_common::WorkerId(lease.worker_id), forebay_common::BlockId(block.id), block.length, "MEM");
+            // Known before the worker's next report; a lost worker's is dropped with it. What it has reported already says in which tier it is.
+            let worker = forebay_common::WorkerId(lease.worker_id);
+            for (id, length) in request.blocks.iter().map(|b| (forebay_common::BlockId(b.id), b.length)) {
+                let told = core.soft.blocks.holders(id).iter().any(|h| h.worker == worker && h.cached_bytes == length);
+                if !told {
+                    core.soft.blocks.report(worker, id, length, "MEM");
+                }
             }
         }
         if inode.persist_id > 0 {
