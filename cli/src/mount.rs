@@ -36,7 +36,7 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
         return check(&mountpoint, output).await;
     }
     if args.supervise && args.foreground {
-        return supervise::run().await;
+        return supervise::run(&mountpoint).await;
     }
     if args.mkdir {
         match std::fs::create_dir_all(&mountpoint) {

@@ -320,41 +320,37 @@ async fn keep(volume: Volume, own: PathBuf, mut command: Command, state: watch::
     let mut layers = 0;
     loop {
         let began = tokio::time::Instant::now();
-        let mut child = match command.spawn() {
-            Ok(child) => child,
-            Err(e) => {
-                state.send_replace(State::Failed(format!("the mount's process cannot be started: {e}")));
-                return;
-            }
-        };
         if layers > 1 {
             // Dead by now. The lowest stays: it is what the pod has, and new ones are seen on it.
             layers -= usize::from(umount2(&volume.target, MntFlags::MNT_DETACH).is_ok());
         }
-        let last = tokio::select! {
-            last = follow(&mut child, &volume, &own, &state) => last,
-            () = stop.cancelled() => return end(&mut child).await,
-        };
-        layers += usize::from(last.bound);
-        let last = last.last;
-        let ended = tokio::select! {
-            ended = child.wait() => ended,
-            () = stop.cancelled() => return end(&mut child).await,
-        };
-        if *state.borrow() == State::Starting {
-            // Given the time to be read.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let said = last.lock().unwrap_or_else(|e| e.into_inner()).clone();
-            let said = if said.is_empty() { format!("the mount ended: {ended:?}") } else { said };
-            if !until_there {
-                state.send_replace(State::Failed(said));
-                return;
+        let said = match command.spawn() {
+            Ok(mut child) => {
+                let run = async {
+                    let said = follow(&mut child, &volume, &own, &state).await;
+                    let ended = child.wait().await;
+                    (said, ended)
+                };
+                let run = tokio::select! {
+                    run = run => Some(run),
+                    () = stop.cancelled() => None,
+                };
+                let Some((said, ended)) = run else { return end(&mut child).await };
+                layers += usize::from(said.bound);
+                // Given the time to be read.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let last = said.last.lock().unwrap_or_else(|e| e.into_inner()).clone();
+                if last.is_empty() { format!("the mount ended: {ended:?}") } else { last }
             }
-            tracing::error!(volume = volume.id, said, "a volume that a pod has is not mounted again yet");
-        } else {
-            RESTARTS.inc();
-            tracing::error!(volume = volume.id, ?ended, "a mount's process ended by itself; it is begun anew");
+            Err(e) => format!("the mount's process cannot be started: {e}"),
+        };
+        // What a pod has already, or had, is not given up.
+        if *state.borrow() == State::Starting && !until_there {
+            state.send_replace(State::Failed(said));
+            return;
         }
+        RESTARTS.inc();
+        tracing::error!(volume = volume.id, said, "a volume's process ended by itself; it is begun anew");
         pause = if began.elapsed() > AGAIN_MAX { AGAIN_MIN } else { (pause * 2).min(AGAIN_MAX) };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

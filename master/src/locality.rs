@@ -27,15 +27,11 @@ pub struct Distance {
     racks: usize,
 }
 
-impl Distance {
-    /// On the caller's machine.
-    pub fn is_here(self) -> bool {
-        self.class == 0
-    }
-}
-
 /// Levels of two racks that are not the same, as Hadoop's `NetworkTopology` counts them.
 pub fn rack_distance(a: &str, b: &str) -> usize {
+    if a == b {
+        return 0;
+    }
     let names = |rack: &'_ str| rack.split('/').filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>();
     let (a, b) = (names(a), names(b));
     let common = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
@@ -86,13 +82,18 @@ impl<'a> Position<'a> {
         Position { core, ip, asker, zone, rack, distances: RefCell::default(), names: RefCell::default() }
     }
 
+    /// Whether a worker is on the caller's machine.
+    pub fn is_here(&self, worker: &WorkerView) -> bool {
+        let node = worker.address.node.as_str();
+        self.ip.is_some_and(|ip| is_at(worker, ip)) || !node.is_empty() && self.asker.node.as_deref() == Some(node)
+    }
+
     /// How far a worker is.
     pub fn distance(&self, worker: &WorkerView) -> Distance {
         *self.distances.borrow_mut().entry(worker.id).or_insert_with(|| {
             let node = worker.address.node.as_str();
-            let here = self.ip.is_some_and(|ip| is_at(worker, ip)) || !node.is_empty() && self.asker.node.as_deref() == Some(node);
             let near = || !node.is_empty() && self.zone.is_some() && self.core.kubernetes.zone(node) == self.zone;
-            let class = if here {
+            let class = if self.is_here(worker) {
                 0
             } else if near() {
                 1
@@ -144,7 +145,7 @@ impl<'a> Position<'a> {
     /// Live workers in the order in which they should fetch a block nobody has: that beside who is to read it, then those where its work is.
     /// `reads`: the caller itself is about to.
     pub fn fetchers(&self, open: &[WorkerView], block: BlockId, reads: bool, count: usize) -> Vec<WorkerId> {
-        let beside = open.iter().find(|w| reads && !self.plans() && self.distance(w).is_here()).map(|w| w.id);
+        let beside = open.iter().find(|w| reads && !self.plans() && self.is_here(w)).map(|w| w.id);
         let busy = self.pods().map(|app| self.core.kubernetes.busy(app, open.iter().map(|w| &w.address.node)));
         let where_work_is: Vec<WorkerView> = match &busy {
             Some(busy) => open.iter().zip(busy).filter(|(_, busy)| **busy).map(|(w, _)| w.clone()).collect(),
@@ -192,7 +193,7 @@ impl<'a> Position<'a> {
 
     /// The worker that a Java client should be told under its own address: on its node, reached by a socket that its pod mounts. Those who plan do not read.
     pub fn by_socket(&self, worker: &WorkerView) -> Option<Name> {
-        let wanted = self.core.kubernetes_config.java_short_circuit && self.asker.mounts_sockets && !self.plans() && self.distance(worker).is_here();
+        let wanted = self.core.kubernetes_config.java_short_circuit && self.asker.mounts_sockets && !self.plans() && self.is_here(worker);
         self.ip.filter(|ip| wanted && !is_at(worker, *ip)).map(Name::Here)
     }
 }

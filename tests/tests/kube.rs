@@ -6,7 +6,7 @@ use forebay_tests::kube::Cluster;
 use forebay_tests::{forebay, kube, s3};
 use serde_json::Value;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const NAMESPACE: &str = "cache";
 /// Of the workers at first.
@@ -291,18 +291,31 @@ fn pids(all: &Installed, node: usize, words: &str) -> Vec<String> {
 /// Kills these, and waits until a pod that prints the sum of `file` all the time prints it again.
 fn kill_and_read_on(all: &Installed, pod: &str, file: &str, pids: &[String]) {
     assert!(!pids.is_empty(), "what is to be killed is found");
-    let log = |since: &str| all.cluster.try_run("kubectl", &["-n", NAMESPACE, "logs", pod, since]).1;
-    let began = Instant::now();
     let killed = Command::new("kill").arg("-KILL").args(pids).status().expect("kill");
     assert!(killed.success());
-    std::thread::sleep(Duration::from_secs(2));
-    all.cluster.eventually("the pod reads again", Duration::from_secs(120), || {
-        let text = log("--since=1s");
-        if text.lines().any(|l| l.ends_with(file)) { Ok(()) } else { Err(log("--since=5s")) }
-    });
-    println!("{pod}: reads again {:.1} s after the kill (looked at from 2 s on)", began.elapsed().as_secs_f64());
+    let took = reads_after(all, pod, file, SystemTime::now());
+    println!("{pod}: reads again {:.1} s after the kill", took.as_secs_f64());
     let restarts = all.json(&["get", "pod", pod])["status"]["containerStatuses"][0]["restartCount"].as_u64();
     assert_eq!(restarts, Some(0), "the reading pod was not started again");
+}
+
+/// How long after a moment a pod's log has the sum of `file` again, by the log's own times.
+fn reads_after(all: &Installed, pod: &str, file: &str, moment: SystemTime) -> Duration {
+    let moment = moment.duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_secs_f64();
+    let date = |arguments: &[&str]| {
+        String::from_utf8_lossy(&Command::new("date").arg("-u").args(arguments).output().expect("date").stdout).trim().to_owned()
+    };
+    let (since, from) = (date(&["-d", &format!("@{}", moment.floor()), "+%FT%TZ"]), date(&["-d", &format!("@{moment:.9}"), "+%FT%T.%NZ"]));
+    all.cluster.eventually("the pod reads again", Duration::from_secs(120), || {
+        let text = all.cluster.try_run("kubectl", &["-n", NAMESPACE, "logs", pod, "--timestamps", &format!("--since-time={since}")]).1;
+        let time = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+        // What was printed since, and after what was refused last. Twice: the first one may have been under way.
+        let lines: Vec<&str> = text.lines().filter(|l| l.starts_with("20") && time(l) > from).collect();
+        let after = lines.iter().rposition(|l| !l.ends_with(file)).map_or(0, |at| at + 1);
+        let [_, second, ..] = lines[after..] else { return Err(text) };
+        let at: f64 = date(&["-d", &time(second), "+%s.%N"]).parse().expect("a time");
+        Ok(Duration::from_secs_f64((at - moment).max(0.0)))
+    })
 }
 
 /// A pod that prints the sum of a file all the time.
@@ -330,12 +343,13 @@ fn volumes(all: &Installed, holder: &str) {
     let mounts = |all: &Installed| pids(all, 1, "forebay mount /var/lib/kubelet/plugins/");
     kill_and_read_on(all, "by-claim", "/data/LICENSE", &mounts(all));
     let driver = all.pod_of("csi", "node-1");
+    let replaced = SystemTime::now();
     all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", &driver, "--now"]);
+    println!(
+        "by-claim: reads again {:.1} s after its driver's pod was deleted",
+        reads_after(all, "by-claim", "/data/LICENSE", replaced).as_secs_f64()
+    );
     all.ready();
-    all.cluster.eventually("the volume is mounted again by the new driver", Duration::from_secs(60), || {
-        let text = all.cluster.try_run("kubectl", &["-n", NAMESPACE, "logs", "by-claim", "--since=1s"]).1;
-        if text.lines().any(|l| l.ends_with("/data/LICENSE")) { Ok(()) } else { Err(text) }
-    });
     all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", "by-claim", "--now"]);
     assert!(mounts(all).is_empty(), "no process is left of a volume that is not used");
     // The same words, and the sockets without a hostPath.

@@ -5,14 +5,16 @@
 
 use super::{READY, arguments};
 use forebay_common::{Error, Result, err};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 /// Pauses between two starts of a process that ends at once grow from this to that.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -30,49 +32,67 @@ fn start(words: &[OsString]) -> Result<(Child, Lines<BufReader<ChildStdout>>)> {
     Ok((child, BufReader::new(stdout).lines()))
 }
 
+/// SIGTERM or SIGINT.
+struct Stop(Signals, Signals);
+
+impl Stop {
+    fn new() -> Result<Stop> {
+        let on = |kind| signal(kind).map_err(|e| Error::io("signals", &e));
+        Ok(Stop(on(SignalKind::terminate())?, on(SignalKind::interrupt())?))
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+    }
+}
+
 /// The same command without this, as often as it takes. Errors: it does not get as far as mounting.
-pub async fn run() -> Result<()> {
+pub async fn run(mountpoint: &Path) -> Result<()> {
     let words: Vec<OsString> = arguments().skip(1).filter(|word| word != "--supervise").collect();
-    let stop = |kind| signal(kind).map_err(|e| Error::io("signals", &e));
-    let (mut terminated, mut interrupted) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
-    let (mut mounted, mut pause, mut stopping) = (false, PAUSES.0, false);
+    let mut stop = Stop::new()?;
+    let (mut mounted, mut stopping, mut pause) = (false, false, PAUSES.0);
     loop {
         let began = tokio::time::Instant::now();
-        let (mut child, mut lines) = start(&words)?;
-        let ended = loop {
-            tokio::select! {
-                line = lines.next_line() => match line {
-                    Ok(Some(line)) => {
+        let ended = match start(&words) {
+            Ok((mut child, mut lines)) => loop {
+                tokio::select! {
+                    Ok(Some(line)) = lines.next_line() => {
                         // Once, for whoever started this.
                         if !mounted {
                             crate::output::line(&line)?;
                         }
                         mounted |= line.starts_with(READY);
                     }
-                    _ => break child.wait().await,
-                },
-                _ = async { tokio::select! { _ = terminated.recv() => {}, _ = interrupted.recv() => {} } } => {
-                    stopping = true;
-                    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
-                        // It hands over what is being written, and takes the mount away.
-                        let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+                    ended = child.wait() => break ended.map_or_else(|e| e.to_string(), |ended| if ended.success() { String::new() } else { ended.to_string() }),
+                    () = stop.asked() => {
+                        stopping = true;
+                        if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+                            // It hands over what is being written, and takes the mount away.
+                            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+                        }
                     }
                 }
-            }
+            },
+            Err(e) => e.to_string(),
         };
-        let ended = ended.map_err(|e| Error::io("the mount's process", &e))?;
-        if ended.success() {
+        if ended.is_empty() {
             return Ok(());
         }
         if stopping || !mounted {
             return Err(err!(Unavailable, "the mount's process ended with {ended}: what it said is above").with_retryable(false));
         }
-        tracing::error!(%ended, "the mount's process ended by itself; it is begun anew");
+        tracing::error!(ended, "the mount's process ended by itself; it is begun anew");
         pause = if began.elapsed() > PAUSES.1 { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            _ = terminated.recv() => return Ok(()),
-            _ = interrupted.recv() => return Ok(()),
+            () = stop.asked() => {
+                // Nobody is left who would.
+                let _ = umount2(mountpoint, MntFlags::MNT_DETACH);
+                return Ok(());
+            }
         }
     }
 }

@@ -167,7 +167,7 @@ pub fn candidates(core: &Core, a: &Asker, excluded: &[WorkerId]) -> Vec<WorkerVi
     let mut open = core.soft.workers.live();
     open.retain(|w| !w.leaving && w.address.hadoop_port > 0 && !excluded.contains(&w.id));
     let position = Position::of(core, Some(a.ip), "", &open);
-    open.sort_by_cached_key(|w| (!position.distance(w).is_here(), std::cmp::Reverse(w.free_bytes)));
+    open.sort_by_cached_key(|w| (!position.is_here(w), std::cmp::Reverse(w.free_bytes)));
     open
 }
 

@@ -108,9 +108,14 @@ impl Journal {
         follow(raft.metrics());
         // However long the log is; the probe says that it goes on.
         raft.wait(None)
-            .metrics(|m| m.current_leader == Some(NODE_ID) && m.last_applied.map(|l| l.index) == m.last_log_index, "leading, and all applied")
+            .metrics(
+                |m| m.running_state.is_err() || m.current_leader == Some(NODE_ID) && m.last_applied.map(|l| l.index) == m.last_log_index,
+                "leading, and all applied",
+            )
             .await
-            .map_err(|e| err!(Unavailable, "journal: this master does not become the leader: {e}"))?;
+            .map_err(|e| err!(Unavailable, "journal: this master does not become the leader: {e}"))?
+            .running_state
+            .map_err(|e| err!(Unavailable, "the journal has stopped: {e}"))?;
         let (queue, waiting) = mpsc::channel(config.journal_queue_max_commands);
         tokio::spawn(write_batches(raft.clone(), waiting, config.journal_batch_max_commands));
         Ok(Journal { raft, queue })

@@ -114,12 +114,12 @@ impl Service {
     }
 
     /// Where a call comes from. Outside of a cluster a client's sockets say all there is to say.
-    fn from<T>(&self, request: &Request<T>, node: &str) -> placement::From {
+    fn from<T>(&self, request: &Request<T>, node: &str) -> placement::Origin {
         let ip = request.remote_addr().map(|address| address.ip()).filter(|_| self.0.kubernetes_config.locality != Locality::None);
-        placement::From { ip, node: node.to_owned() }
+        placement::Origin { ip, node: node.to_owned() }
     }
 
-    async fn open_inner(&self, from: placement::From, request: OpenRequest) -> Result<OpenResponse> {
+    async fn open_inner(&self, from: placement::Origin, request: OpenRequest) -> Result<OpenResponse> {
         let (who, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
         let found = resolved.found(&path)?;
         if found.inode.folder {
@@ -149,7 +149,7 @@ impl Service {
         Ok(OpenResponse { status: Some(status), blocks, workers, token_expires_at_ms })
     }
 
-    async fn create_inner(&self, from: placement::From, request: CreateRequest) -> Result<CreateResponse> {
+    async fn create_inner(&self, from: placement::Origin, request: CreateRequest) -> Result<CreateResponse> {
         let core = &self.0;
         let named: Option<WriteType> = if request.write_type.is_empty() { None } else { Some(request.write_type.parse()?) };
         let kept_alone = named.map(|w| matches!(w, WriteType::Async | WriteType::CacheOnly));

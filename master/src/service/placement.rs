@@ -18,7 +18,7 @@ const FETCHERS: usize = 2;
 
 /// Where a client calls from: its address, and the node it says it is on.
 #[derive(Clone, Debug, Default)]
-pub struct From {
+pub struct Origin {
     pub ip: Option<IpAddr>,
     pub node: String,
 }
@@ -27,7 +27,7 @@ pub struct From {
 pub fn for_reading(
     core: &Core,
     who: &Who,
-    from: &From,
+    from: &Origin,
     inode: &Inode,
     source: Option<UfsSource>,
     local: &[u64],
@@ -71,14 +71,14 @@ pub fn for_reading(
 }
 
 /// The worker that a new file is written to: the client's own, else the one on its machine, else the one with most room.
-pub fn for_writing(core: &Core, from: &From, local: &[u64], avoid: &[u64]) -> Result<WorkerView> {
+pub fn for_writing(core: &Core, from: &Origin, local: &[u64], avoid: &[u64]) -> Result<WorkerView> {
     let live = core.soft.workers.live();
     let position = Position::of(core, from.ip, &from.node, &live);
     let open = |w: &&WorkerView| !w.leaving && !avoid.contains(&w.id.get());
     live.iter()
         .filter(open)
         .find(|w| local.contains(&w.id.get()))
-        .or_else(|| live.iter().filter(open).find(|w| !w.address.node.is_empty() && position.distance(w).is_here()))
+        .or_else(|| live.iter().filter(open).find(|w| !w.address.node.is_empty() && position.is_here(w)))
         .or_else(|| live.iter().filter(open).max_by_key(|w| w.free_bytes))
         .cloned()
         .ok_or_else(|| err!(Unavailable, "no worker is there to write to: start one with `forebay worker`, or wait for it to register"))

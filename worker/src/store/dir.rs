@@ -12,14 +12,14 @@
 use super::block_file::{BlockFile, paths};
 use super::evict::{self, Eviction};
 use super::lease_probe::{self, Zombie};
+use super::mounting::{given_read_only, has_huge_pages, is_tmpfs, mount_read_only, mount_tmpfs};
 use forebay_common::config::{Medium, MemMount, TierDir, WorkerConfig};
 use forebay_common::error::at;
 use forebay_common::{BlockId, Error, ErrorKind, Result, counter, err};
 use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::sys::statfs::statfs;
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -94,34 +94,6 @@ impl Drop for Wanting<'_> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
-
-fn is_mount_point(dir: &Path) -> bool {
-    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
-    let parent = dir.parent().unwrap_or(Path::new("/"));
-    device(dir).is_some() && device(dir) != device(parent)
-}
-
-fn is_tmpfs(dir: &Path) -> bool {
-    statfs(dir).is_ok_and(|s| s.filesystem_type() == TMPFS_MAGIC)
-}
-
-/// Whether the tmpfs mounted on `dir` hands out huge pages, by its mount options.
-fn has_huge_pages(dir: &Path) -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let dir = dir.to_string_lossy();
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let (_, at, _, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-            (dir == at || dir.starts_with(&format!("{}/", at.trim_end_matches('/'))))
-                .then_some((at.len(), options.contains("huge=within_size") || options.contains("huge=always")))
-        })
-        .max_by_key(|(length, _)| *length)
-        .is_some_and(|(_, huge)| huge)
 }
 
 impl Dir {
@@ -465,45 +437,4 @@ pub fn check_memory(quota_bytes: u64) -> Result<()> {
         return Err(err!(NoSpace, "the MEM tier may use {quota_bytes} bytes, and this machine (or its cgroup) has {room}: lower worker.mem_quota"));
     }
     Ok(())
-}
-
-fn mount_tmpfs(dir: &Path, quota_bytes: u64) -> nix::Result<()> {
-    // Huge pages are counted whole, and a page is being stored while its predecessor is being evicted.
-    let size = quota_bytes + quota_bytes / 50 + (64 << 20);
-    let inodes = (quota_bytes / (16 << 10)).max(100_000);
-    let again = is_mount_point(dir) && is_tmpfs(dir);
-    for swap in [",noswap", ""] {
-        let options = format!("size={size},nr_inodes={inodes},mode=0700,huge=within_size{swap}");
-        let flags = if again { FLAGS | MsFlags::MS_REMOUNT } else { FLAGS };
-        match mount(Some("forebay-mem"), dir, Some("tmpfs"), flags, Some(options.as_str())) {
-            Ok(()) => return Ok(()),
-            // A remount cannot turn noswap on; what is mounted already is good.
-            Err(nix::errno::Errno::EINVAL) if swap.is_empty() && again => return Ok(()),
-            Err(nix::errno::Errno::EINVAL) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Err(nix::errno::Errno::EINVAL)
-}
-
-/// A read-only mount of the folder above `blocks_dir`, where somebody has made one.
-fn given_read_only(blocks_dir: &Path, to: &Path) -> Option<PathBuf> {
-    let there = to.join("blocks");
-    let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-    let is_same = same(std::fs::metadata(blocks_dir).ok()?, std::fs::metadata(&there).ok()?);
-    let read_only = nix::sys::statvfs::statvfs(&there).is_ok_and(|s| s.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
-    (is_same && read_only).then_some(there)
-}
-
-fn mount_read_only(from: &Path, to: &Path) -> Result<PathBuf> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(at(to.display()))?;
-    while is_mount_point(to) && umount2(to, MntFlags::MNT_DETACH).is_ok() {}
-    let os = |e: nix::errno::Errno| Error::io("mounting", &e.into());
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(os)?;
-    let read_only = FLAGS | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    if let Err(e) = mount(None::<&str>, to, None::<&str>, read_only, None::<&str>) {
-        let _ = umount2(to, MntFlags::MNT_DETACH);
-        return Err(os(e));
-    }
-    Ok(to.to_owned())
 }

@@ -16,6 +16,7 @@ mod evictor;
 mod index;
 mod keep;
 mod lease_probe;
+mod mounting;
 mod open;
 mod room;
 mod shares;
