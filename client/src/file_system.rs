@@ -320,6 +320,45 @@ impl FileSystem {
         status(answer)
     }
 
+    /// Gives a file one more name (a hard link). Errors: `Unsupported` for a name in another mount, `LimitExceeded` for one too many.
+    pub async fn link(&self, source: &AbsPath, target: &AbsPath) -> Result<FileStatus> {
+        let m = &self.inner.master;
+        let answer = m
+            .change(|caller| {
+                let request = LinkRequest { caller, source: raw(source), target: raw(target) };
+                let mut files = m.files.clone();
+                async move { files.link(request).await }
+            })
+            .await?;
+        status(answer)
+    }
+
+    /// The extended attributes of a file or folder that this user may read.
+    pub async fn x_attrs(&self, path: &AbsPath) -> Result<Vec<XAttr>> {
+        let m = &self.inner.master;
+        let answer = m
+            .ask(|caller| {
+                let request = GetXAttrsRequest { caller, path: raw(path) };
+                let mut files = m.files.clone();
+                async move { files.get_x_attrs(request).await }
+            })
+            .await?;
+        Ok(answer.x_attrs)
+    }
+
+    /// Sets an extended attribute, or takes it away without a value.
+    pub async fn set_x_attr(&self, path: &AbsPath, x: XAttr, value: Option<bytes::Bytes>, may_create: bool, may_replace: bool) -> Result<()> {
+        let m = &self.inner.master;
+        m.change(|caller| {
+            let (namespace, name, value) = (x.namespace, x.name.clone(), value.clone());
+            let request = SetXAttrRequest { caller, path: raw(path), namespace, name, value, may_create, may_replace };
+            let mut files = m.files.clone();
+            async move { files.set_x_attr(request).await }
+        })
+        .await?;
+        Ok(())
+    }
+
     /// Deletes a file, an empty folder, or with `recursive` a folder with all below it.
     pub async fn delete(&self, path: &AbsPath, recursive: bool) -> Result<()> {
         let m = &self.inner.master;

@@ -26,6 +26,8 @@ pub const PAGE_SIZE_RANGE_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=(64
 pub const LIST_BATCH_ENTRIES: usize = 1000;
 /// Block ids handed out by one command.
 pub const BLOCKS_PER_ALLOCATION_MAX: u64 = 1024;
+/// Names of one file: they are listed in its record.
+pub const FILE_NAMES_MAX: usize = 1_024;
 /// Blocks of one file that are shorter than the others, before its last.
 pub const SHORT_BLOCKS_MAX: usize = 10_000;
 /// Blocks of one file: with 64 KiB blocks 64 GiB, with the default 128 MiB 128 TiB.

@@ -132,7 +132,7 @@ pub fn of(id: u64, status: &FileStatus, names: &Names) -> FileAttr {
         crtime: modified,
         kind: kind(status),
         perm: (status.mode & 0o7777) as u16,
-        nlink: if status.folder { 2 } else { 1 },
+        nlink: if status.folder { 2 } else { 1 + status.other_names },
         uid: names.uid(&status.owner),
         gid: names.gid(&status.group),
         rdev: status.device as u32,

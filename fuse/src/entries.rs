@@ -5,10 +5,10 @@
 
 use crate::attributes::Names;
 use crate::mount::{HIDDEN, Handle, Mount, New, hidden};
-use crate::nodes::{Node, Opened};
+use crate::nodes::{Node, Opened, Use};
 use crate::staged::Attributes;
 use forebay_common::{AbsPath, ErrorKind, Result, err};
-use forebay_proto::FileStatus;
+use forebay_proto::{FileStatus, XAttr};
 use std::sync::Arc;
 
 impl Mount {
@@ -94,7 +94,7 @@ impl Mount {
 
     /// Readers that fetch bytes as they go must not lose the file: it is moved out of sight until they are done. `opened` is `node`'s.
     async fn hide(&self, node: &Node, opened: &mut Opened, path: &AbsPath) -> Result<bool> {
-        if opened.readers == 0 || opened.hidden.is_some() || opened.staged.is_some() {
+        if opened.readers == 0 || opened.hidden.is_some() || opened.staged.is_some() || self.nodes.has_others(node) {
             return Ok(false);
         }
         let parent = path.parent().ok_or_else(|| err!(InvalidArgument, "/ cannot be deleted"))?;
@@ -142,14 +142,74 @@ impl Mount {
         }
         // Held until the name leads nowhere: what is handed over meanwhile would make the file again.
         let mut opened = node.opened.lock().await;
-        match opened.staged.clone().filter(|staged| staged.is_new()) {
+        match opened.staged.clone() {
             // Its name, which was held for it, goes with it.
-            Some(staged) => staged.forget().await,
+            Some(staged) if staged.is_new() => staged.forget().await,
             None if self.hide(&node, &mut opened, &path).await? => {}
-            None => self.fs.delete(&path, false).await?,
+            staged => {
+                // Under its other names it is what was written.
+                if let Some(staged) = staged.filter(|_| node.status().other_names > 0) {
+                    self.hand_over(&node, &staged).await?;
+                }
+                self.fs.delete(&path, false).await?;
+            }
         }
         self.nodes.removed(parent, name);
+        self.note_name(&node);
         Ok(())
+    }
+
+    /// A name of a node went: whoever has it open looks it up under one that is left.
+    fn note_name(&self, node: &Node) {
+        if let Ok(path) = self.nodes.path(node.id)
+            && !node.is_gone()
+        {
+            self.note_moved(node, &path);
+        }
+    }
+
+    /// One more name of a file.
+    pub async fn link(&self, id: u64, parent: u64, name: &[u8]) -> Result<Arc<Node>> {
+        self.check_writable()?;
+        Self::check_name(name)?;
+        let (node, target) = (self.nodes.get(id)?, self.nodes.path_below(parent, name)?);
+        let opened = node.opened.lock().await;
+        if node.is_gone() {
+            return Err(err!(NotFound, "this file was deleted"));
+        }
+        // What is being made has no complete file yet that could have a second name.
+        if let Some(staged) = opened.staged.clone().filter(|staged| staged.is_new()) {
+            self.hand_over(&node, &staged).await?;
+        }
+        let status = self.fs.link(&self.nodes.path(id)?, &target).await?;
+        drop(opened);
+        self.nodes.removed(parent, name);
+        self.nodes.linked(&node, status.clone());
+        Ok(self.nodes.show(parent, name, status))
+    }
+
+    /// The extended attributes of a node.
+    pub async fn x_attrs(&self, id: u64) -> Result<Vec<XAttr>> {
+        let node = self.nodes.get(id)?;
+        if node.is_gone() || matches!(node.in_use(), Use::Staged(staged) if staged.is_new()) {
+            return Ok(Vec::new());
+        }
+        self.fs.x_attrs(&self.nodes.path(id)?).await
+    }
+
+    /// Sets one, or takes it away without a value.
+    pub async fn set_x_attr(&self, id: u64, x: XAttr, value: Option<bytes::Bytes>, may_create: bool, may_replace: bool) -> Result<()> {
+        self.check_writable()?;
+        let node = self.nodes.get(id)?;
+        if node.is_gone() {
+            return Err(err!(NotFound, "this file was deleted"));
+        }
+        let opened = node.opened.lock().await;
+        // They are kept with the complete file.
+        if let Some(staged) = opened.staged.clone().filter(|staged| staged.is_new()) {
+            self.hand_over(&node, &staged).await?;
+        }
+        self.fs.set_x_attr(&self.nodes.path(id)?, x, value, may_create, may_replace).await
     }
 
     pub async fn rmdir(&self, parent: u64, name: &[u8]) -> Result<()> {
@@ -224,6 +284,9 @@ impl Mount {
             self.note_moved(&source, &to);
         }
         self.nodes.moved(parent, name, new_parent, new_name);
+        if let Some(target) = target {
+            self.note_name(&target);
+        }
         Ok(())
     }
 }

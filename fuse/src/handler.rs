@@ -4,6 +4,7 @@ use crate::attributes;
 use crate::mount::{self, Handle, How, Mount, New, READ_BYTES, READS, STATFS_BYTES, STATISTICS, STATISTICS_NODE};
 use crate::nodes::{Node, ROOT, Use};
 use forebay_common::{Error, ErrorKind, Result, counter};
+use forebay_proto::XAttr;
 use fuser::*;
 use nix::libc;
 use std::ffi::OsStr;
@@ -78,6 +79,34 @@ fn empty(reply: ReplyEmpty, (): (), _: &Arc<Mount>) {
     reply.ok();
 }
 
+/// What the names of attributes begin with that are kept, by the number of their namespace.
+const X_ATTR_PREFIXES: [&str; 2] = ["user.", "trusted."];
+/// Bytes of name and value that the namespace takes.
+const X_ATTR_MAX_BYTES: usize = 16_384;
+
+/// An attribute by its name here; `None` for one of a namespace that is not kept.
+fn x_attr(name: &OsStr) -> Option<XAttr> {
+    let name = name.to_str()?;
+    let of = |(namespace, prefix): (usize, &&str)| {
+        let name = name.strip_prefix(prefix).filter(|name| !name.is_empty())?.to_owned();
+        Some(XAttr { namespace: namespace as u32, name, ..XAttr::default() })
+    };
+    X_ATTR_PREFIXES.iter().enumerate().find_map(of)
+}
+
+fn has<'a>(all: &'a [XAttr], x: &XAttr) -> Option<&'a XAttr> {
+    all.iter().find(|other| other.namespace == x.namespace && other.name == x.name)
+}
+
+/// Answers with the size that is asked for first, then with the bytes.
+fn sized(reply: ReplyXattr, size: u32, bytes: &[u8]) {
+    match size as usize {
+        0 => reply.size(u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
+        room if room < bytes.len() => reply.error(Errno::ERANGE),
+        _ => reply.data(bytes),
+    }
+}
+
 fn statistics_attr(mount: &Mount) -> FileAttr {
     let status = forebay_proto::FileStatus { mode: 0o444, owner: "root".into(), group: "root".into(), ..Default::default() };
     attributes::of(STATISTICS_NODE, &status, &mount.names)
@@ -92,6 +121,8 @@ impl Filesystem for Handler {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_ASYNC_DIO,
+            // Else the kernel asks for `security.capability` before each write.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
         for flag in wanted {
             if config.add_capabilities(flag).is_err() {
@@ -142,7 +173,7 @@ impl Filesystem for Handler {
 
     fn setattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -159,7 +190,8 @@ impl Filesystem for Handler {
         reply: ReplyAttr,
     ) {
         let wanted = mount::wanted(mode, uid, gid, mtime, atime);
-        answer!(self, reply, |mount| mount.setattr(ino.0, size, wanted), |reply: ReplyAttr, attr, mount: &Arc<Mount>| reply
+        let privileged = req.uid() == 0;
+        answer!(self, reply, |mount| mount.setattr(ino.0, size, wanted, privileged), |reply: ReplyAttr, attr, mount: &Arc<Mount>| reply
             .attr(&mount.attr_ttl(), &attr));
     }
 
@@ -195,8 +227,17 @@ impl Filesystem for Handler {
         answer!(self, reply, |mount| mount.symlink(new, &target), entry);
     }
 
-    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
+    fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let name = newname.as_bytes().to_vec();
+        let mount = self.mount.clone();
+        self.spawn(async move {
+            match mount.link(ino.0, newparent.0, &name).await {
+                Ok(node) => entry(reply, node, &mount),
+                Err(e) if e.kind() == ErrorKind::Unsupported => reply.error(Errno::EXDEV),
+                Err(e) if e.kind() == ErrorKind::LimitExceeded => reply.error(Errno::EMLINK),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
     }
 
     fn rename(&self, _: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr, flags: RenameFlags, reply: ReplyEmpty) {
@@ -216,11 +257,19 @@ impl Filesystem for Handler {
         });
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let mount = self.mount.clone();
+        let privileged = req.uid() == 0 || flags.0 & libc::O_TRUNC == 0;
         self.spawn(async move {
             // Made with the answer's own channel, before it is known which answer it is.
-            let opened = mount.open(ino.0, flags.0, |descriptor| reply.open_backing(descriptor)).await;
+            let mut opened = mount.open(ino.0, flags.0, |descriptor| reply.open_backing(descriptor)).await;
+            if !privileged
+                && let Ok((handle, _)) = &opened
+                && let Err(e) = mount.drop_privileges(ino.0).await
+            {
+                let _ = mount.release(*handle).await;
+                opened = Err(e);
+            }
             match opened {
                 Ok((handle, How::Passthrough(backing))) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing),
                 Ok((handle, How::Cached { keep })) => {
@@ -281,11 +330,11 @@ impl Filesystem for Handler {
     fn write(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
@@ -293,10 +342,13 @@ impl Filesystem for Handler {
         let (mount, data) = (self.mount.clone(), data.to_vec());
         let written = data.len() as u32;
         self.spawn(async move {
-            let done = match mount.handle(fh.0) {
+            let mut done = match mount.handle(fh.0) {
                 Ok(handle) => mount.write(&handle, offset, &data).await,
                 Err(_) => return reply.error(Errno::EBADF),
             };
+            if done.is_ok() && flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+                done = mount.drop_privileges(ino.0).await;
+            }
             match done {
                 Ok(()) => reply.written(written),
                 Err(e) => reply.error(errno(&e)),
@@ -434,20 +486,82 @@ impl Filesystem for Handler {
         reply.statfs(blocks, blocks, blocks, u64::from(u32::MAX), u64::from(u32::MAX), 4_096, 255, 4_096);
     }
 
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
+        let Some(x) = x_attr(name) else { return reply.error(Errno::EOPNOTSUPP) };
+        if x.name.len() + value.len() > X_ATTR_MAX_BYTES {
+            return reply.error(Errno::ENOSPC);
+        }
+        let value = bytes::Bytes::copy_from_slice(value);
+        let (must_create, must_replace) = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
+        let mount = self.mount.clone();
+        self.spawn(async move {
+            let done = async {
+                if must_create || must_replace {
+                    let there = has(&mount.x_attrs(ino.0).await?, &x).is_some();
+                    match (there, must_create) {
+                        (true, true) => return Ok(Some(Errno::EEXIST)),
+                        (false, false) => return Ok(Some(Errno::ENODATA)),
+                        _ => {}
+                    }
+                }
+                mount.set_x_attr(ino.0, x, Some(value), !must_replace, !must_create).await.map(|()| None)
+            };
+            match done.await {
+                Ok(None) => reply.ok(),
+                Ok(Some(refused)) => reply.error(refused),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        // Asked for `security.capability` before each write: nothing of that kind is kept, and nobody is asked.
+        let Some(x) = x_attr(name).filter(|_| ino.0 != STATISTICS_NODE) else { return reply.error(Errno::ENODATA) };
+        let mount = self.mount.clone();
+        self.spawn(async move {
+            match mount.x_attrs(ino.0).await {
+                Ok(all) => match has(&all, &x) {
+                    Some(x) => sized(reply, size, &x.value),
+                    None => reply.error(Errno::ENODATA),
+                },
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if ino.0 == STATISTICS_NODE {
+            return sized(reply, size, b"");
+        }
+        let mount = self.mount.clone();
+        self.spawn(async move {
+            match mount.x_attrs(ino.0).await {
+                Ok(all) => {
+                    let names = all.iter().filter_map(|x| Some((X_ATTR_PREFIXES.get(x.namespace as usize)?, &x.name)));
+                    let names: Vec<u8> = names.flat_map(|(prefix, name)| [prefix.as_bytes(), name.as_bytes(), &[0]].concat()).collect();
+                    sized(reply, size, &names);
+                }
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
     }
 
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Some(x) = x_attr(name) else { return reply.error(Errno::EOPNOTSUPP) };
+        let mount = self.mount.clone();
+        self.spawn(async move {
+            let done = async {
+                if has(&mount.x_attrs(ino.0).await?, &x).is_none() {
+                    return Ok(false);
+                }
+                mount.set_x_attr(ino.0, x, None, false, false).await.map(|()| true)
+            };
+            match done.await {
+                Ok(true) => reply.ok(),
+                Ok(false) => reply.error(Errno::ENODATA),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
     }
 
     fn ioctl(&self, _: &Request, _: INodeNo, _: FileHandle, _: IoctlFlags, _: u32, _: &[u8], _: u32, reply: ReplyIoctl) {

@@ -184,6 +184,26 @@ impl Mount {
         Ok(self.nodes.show(parent, name, status))
     }
 
+    /// What the namespace says of a node, under a name that is still there.
+    pub async fn status_of(&self, node: &Node) -> Result<FileStatus> {
+        loop {
+            match self.fs.get_status(&self.nodes.path(node.id)?).await {
+                Err(e) if e.kind() == ErrorKind::NotFound && self.nodes.drop_name(node) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The same, opened.
+    pub async fn reader_of(&self, node: &Node) -> Result<FileReader> {
+        loop {
+            match self.fs.open(&self.nodes.path(node.id)?).await {
+                Err(e) if e.kind() == ErrorKind::NotFound && self.nodes.drop_name(node) => {}
+                other => return other,
+            }
+        }
+    }
+
     pub async fn getattr(&self, id: u64) -> Result<FileAttr> {
         let node = self.nodes.get(id)?;
         let in_use = node.in_use();
@@ -195,7 +215,7 @@ impl Mount {
             Use::Staged(staged) => staged.settled(),
             Use::Free => None,
         };
-        match self.fs.get_status(&self.nodes.path(id)?).await {
+        match self.status_of(&node).await {
             // Who reads an older content is told of that one.
             Ok(status) if reads.is_some_and(|version| version != Version::of(&status)) => {}
             // Another file is under that name by now: this one is as it was.
@@ -207,9 +227,28 @@ impl Mount {
         Ok(self.attr_of(&node))
     }
 
-    pub async fn setattr(&self, id: u64, size: Option<u64>, wanted: Attributes) -> Result<FileAttr> {
+    /// What the kernel leaves to this process (`FUSE_HANDLE_KILLPRIV_V2`): whoever may not set them takes the set-user-id and set-group-id bits away by
+    /// changing the file.
+    pub async fn drop_privileges(&self, id: u64) -> Result<()> {
+        let node = self.nodes.get(id)?;
+        let mode = node.status().mode;
+        if node.folder || without_privileges(mode) == mode {
+            return Ok(());
+        }
+        self.setattr(id, None, Attributes { mode: Some(without_privileges(mode)), ..Attributes::default() }, true).await?;
+        self.forget_attributes(id);
+        Ok(())
+    }
+
+    /// `privileged`: cutting takes no bits of the mode away.
+    pub async fn setattr(&self, id: u64, size: Option<u64>, mut wanted: Attributes, privileged: bool) -> Result<FileAttr> {
         self.check_writable()?;
         let node = self.nodes.get(id)?;
+        let taken = wanted.owner.is_some() || wanted.group.is_some() || (size.is_some() && !privileged);
+        let mode = node.status().mode;
+        if taken && !node.folder && wanted.mode.is_none() && without_privileges(mode) != mode {
+            wanted.mode = Some(without_privileges(mode));
+        }
         let mut opened = node.opened.lock().await;
         if let Some(size) = size {
             self.cut(&node, &mut opened, size).await?;
@@ -250,6 +289,12 @@ impl Mount {
         }
         Ok(())
     }
+}
+
+/// A mode without the bits that make others act for the owner. A set-group-id bit without the group's execution means something else.
+fn without_privileges(mode: u32) -> u32 {
+    let group = if mode & 0o010 != 0 { 0o2000 } else { 0 };
+    mode & !(0o4000 | group)
 }
 
 fn changed(status: FileStatus, wanted: &Attributes) -> FileStatus {

@@ -1,6 +1,6 @@
 //! What the kernel knows by number: nodes, where each is, how often it was handed out.
 //!
-//! A node is one file or folder at one place. Its number is the file's own id where that is free; a file that has another content than the one
+//! A node is one folder at one place, or one file under all of its names that the kernel knows. Its number is the file's own id where that is free; a file that has another content than the one
 //! which is open under that number, or is open in a way that the kernel does not let it be mixed with, gets a number of its own (the id with a count above bit 48).
 //! Invariants: a name leads to one node at most; a node lives until the kernel has given back every lookup; what was deleted or replaced
 //! leads nowhere any more, and stays usable for whoever has it open.
@@ -129,15 +129,33 @@ impl Drop for Node {
 
 struct Place {
     node: Arc<Node>,
-    parent: u64,
-    name: Vec<u8>,
+    /// Folder and name; never none. What is gone keeps its last one, which leads elsewhere or nowhere.
+    names: Vec<(u64, Vec<u8>)>,
     lookups: u64,
+}
+
+impl Place {
+    fn parent(&self) -> u64 {
+        self.names[0].0
+    }
 }
 
 #[derive(Default)]
 struct Inner {
     places: HashMap<u64, Place>,
     names: HashMap<(u64, Vec<u8>), u64>,
+    /// Files of several names: the node of each file's id.
+    shared: HashMap<u64, u64>,
+}
+
+impl Inner {
+    fn lead_nowhere(&mut self, names: &[(u64, Vec<u8>)], id: u64) {
+        for name in names {
+            if self.names.get(name) == Some(&id) {
+                self.names.remove(name);
+            }
+        }
+    }
 }
 
 pub struct Nodes {
@@ -154,7 +172,7 @@ impl Nodes {
     pub fn new(top: AbsPath, status: &FileStatus) -> Nodes {
         let mut inner = Inner::default();
         // Never given back.
-        inner.places.insert(ROOT, Place { node: Node::new(ROOT, status), parent: 0, name: Vec::new(), lookups: 1 });
+        inner.places.insert(ROOT, Place { node: Node::new(ROOT, status), names: vec![(0, Vec::new())], lookups: 1 });
         Nodes { inner: Mutex::new(inner), top }
     }
 
@@ -177,8 +195,9 @@ impl Nodes {
         let mut at = id;
         while at != ROOT {
             let place = inner.places.get(&at).ok_or_else(stale)?;
-            names.push(&place.name);
-            at = place.parent;
+            let (parent, name) = &place.names[0];
+            names.push(name);
+            at = *parent;
         }
         names.into_iter().rev().try_fold(self.top.clone(), |path, name| path.join(name))
     }
@@ -192,19 +211,37 @@ impl Nodes {
     pub fn show(&self, parent: u64, name: &[u8], status: FileStatus) -> Arc<Node> {
         let mut inner = lock(&self.inner);
         let known = inner.names.get(&(parent, name.to_vec())).copied();
-        if let Some(place) = known.and_then(|id| inner.places.get_mut(&id))
-            && place.node.stands_for(&status)
-        {
+        let other = if status.other_names > 0 { inner.shared.get(&status.file_id).copied() } else { None };
+        for id in [known, other].into_iter().flatten() {
+            let Some(place) = inner.places.get_mut(&id).filter(|place| place.node.stands_for(&status)) else { continue };
+            if known != Some(id) && lock(&place.node.status).file_id != status.file_id {
+                continue;
+            }
             place.lookups += 1;
-            place.node.set_status(status);
-            return place.node.clone();
+            // First the one that is known to be there.
+            place.names.retain(|(of, other)| *of != parent || other != name);
+            place.names.insert(0, (parent, name.to_vec()));
+            let (node, shared) = (place.node.clone(), (status.other_names > 0).then_some(status.file_id));
+            node.set_status(status);
+            inner.names.insert((parent, name.to_vec()), id);
+            inner.shared.extend(shared.map(|file| (file, id)));
+            return node;
         }
         let id = (0u64..).map(|count| status.file_id | count << COUNT_BIT).find(|id| *id != ROOT && !inner.places.contains_key(id));
         let id = id.unwrap_or(status.file_id);
         let node = Node::new(id, &status);
-        inner.places.insert(id, Place { node: node.clone(), parent, name: name.to_vec(), lookups: 1 });
+        inner.places.insert(id, Place { node: node.clone(), names: vec![(parent, name.to_vec())], lookups: 1 });
         inner.names.insert((parent, name.to_vec()), id);
+        if status.other_names > 0 {
+            inner.shared.insert(status.file_id, id);
+        }
         node
+    }
+
+    /// A node has one more name now.
+    pub fn linked(&self, node: &Node, status: FileStatus) {
+        lock(&self.inner).shared.insert(status.file_id, node.id);
+        node.set_status(status);
     }
 
     /// The kernel gives lookups back.
@@ -219,30 +256,45 @@ impl Nodes {
             return;
         }
         let Some(place) = inner.places.remove(&id) else { return };
-        let name = (place.parent, place.name);
-        if inner.names.get(&name) == Some(&id) {
-            inner.names.remove(&name);
+        let file = lock(&place.node.status).file_id;
+        if inner.shared.get(&file) == Some(&id) {
+            inner.shared.remove(&file);
         }
+        inner.lead_nowhere(&place.names, id);
     }
 
-    /// The name leads to this node no more: the next lookup gets another one.
+    /// Its names lead to this node no more: the next lookup gets another one.
     pub fn detach(&self, node: &Node) {
         let mut inner = lock(&self.inner);
-        let Some(place) = inner.places.get(&node.id) else { return };
-        let name = (place.parent, place.name.clone());
-        if inner.names.get(&name) == Some(&node.id) {
-            inner.names.remove(&name);
-        }
+        let Some(names) = inner.places.get(&node.id).map(|place| place.names.clone()) else { return };
+        inner.lead_nowhere(&names, node.id);
     }
 
-    /// What was under a name is gone.
+    /// What was under a name is gone, unless it is known under another one.
     pub fn removed(&self, parent: u64, name: &[u8]) {
         let mut inner = lock(&self.inner);
-        if let Some(id) = inner.names.remove(&(parent, name.to_vec()))
-            && let Some(place) = inner.places.get(&id)
-        {
-            place.node.gone.store(true, Ordering::SeqCst);
+        let Some(id) = inner.names.remove(&(parent, name.to_vec())) else { return };
+        let Some(place) = inner.places.get_mut(&id) else { return };
+        if place.names.len() == 1 {
+            return place.node.gone.store(true, Ordering::SeqCst);
         }
+        place.names.retain(|(of, other)| *of != parent || other != name);
+        let mut status = lock(&place.node.status);
+        status.other_names = status.other_names.saturating_sub(1);
+    }
+
+    /// The name that `path` told is not there any more: another one is told from now on. `false`: there is none.
+    pub fn drop_name(&self, node: &Node) -> bool {
+        let mut inner = lock(&self.inner);
+        let Some(place) = inner.places.get_mut(&node.id).filter(|place| place.names.len() > 1) else { return false };
+        let name = place.names.remove(0);
+        inner.lead_nowhere(&[name], node.id);
+        true
+    }
+
+    /// Whether the kernel knows a node under several names.
+    pub fn has_others(&self, node: &Node) -> bool {
+        lock(&self.inner).places.get(&node.id).is_some_and(|place| place.names.len() > 1)
     }
 
     /// What was under one name is under another one; what was there is gone.
@@ -251,7 +303,9 @@ impl Nodes {
         let mut inner = lock(&self.inner);
         let Some(id) = inner.names.remove(&(parent, name.to_vec())) else { return };
         if let Some(place) = inner.places.get_mut(&id) {
-            (place.parent, place.name) = (new_parent, new_name.to_vec());
+            for place in place.names.iter_mut().filter(|(of, other)| *of == parent && other == name) {
+                *place = (new_parent, new_name.to_vec());
+            }
             inner.names.insert((new_parent, new_name.to_vec()), id);
         }
     }
@@ -264,7 +318,7 @@ impl Nodes {
                 return true;
             }
             match inner.places.get(&at) {
-                Some(place) if at != ROOT => at = place.parent,
+                Some(place) if at != ROOT => at = place.parent(),
                 _ => return false,
             }
         };
@@ -303,6 +357,23 @@ mod tests {
         nodes.forget(7, 3);
         assert!(nodes.get(7).is_err());
         assert_eq!(nodes.named(ROOT, b"f").unwrap().id, second.id, "the older number's end takes nothing from the newer one");
+    }
+
+    #[test]
+    fn a_file_is_one_node_under_all_its_names() {
+        let nodes = nodes();
+        let shared = FileStatus { other_names: 1, ..status(7, 1) };
+        let first = nodes.show(ROOT, b"a", shared.clone());
+        let folder = nodes.show(ROOT, b"d", FileStatus { folder: true, ..status(3, 1) });
+        assert_eq!(nodes.show(folder.id, b"b", shared.clone()).id, first.id);
+        assert!(nodes.has_others(&first));
+        nodes.removed(ROOT, b"a");
+        assert!(!first.is_gone() && !nodes.has_others(&first));
+        assert_eq!((nodes.path(first.id).unwrap().to_string(), first.status().other_names), ("/top/d/b".to_owned(), 0));
+        nodes.moved(folder.id, b"b", ROOT, b"c");
+        assert_eq!(nodes.named(ROOT, b"c").unwrap().id, first.id);
+        nodes.forget(7, 2);
+        assert!(nodes.named(ROOT, b"c").is_none());
     }
 
     #[test]

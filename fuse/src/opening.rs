@@ -111,8 +111,7 @@ impl Mount {
         if writes || cuts || opened.staged.is_some() {
             return self.open_staged(&node, &mut opened, writes, cuts).await;
         }
-        let path = self.nodes.path(id)?;
-        let reader = self.fs.open(&path).await?;
+        let reader = self.reader_of(&node).await?;
         let version = Version::of(reader.status());
         let reading = opened.readers > 0 || opened.backing.is_some();
         if (reading && version != opened.version) || (!reading && version.file_id != node.status().file_id) {
@@ -148,7 +147,7 @@ impl Mount {
     }
 
     /// What the kernel believes of a file's length is not what it is.
-    fn forget_attributes(&self, id: u64) {
+    pub fn forget_attributes(&self, id: u64) {
         if let Some(notifier) = self.notifier.get()
             && let Err(e) = notifier.inval_inode(fuser::INodeNo(id), -1, 0)
         {
@@ -181,7 +180,7 @@ impl Mount {
             Some(staged) => {
                 // A copy that nobody writes: what the namespace has may be newer.
                 if let Some(version) = staged.settled().filter(|_| !gone)
-                    && Version::of(&self.fs.get_status(&self.nodes.path(node.id)?).await?) != version
+                    && Version::of(&self.status_of(node).await?) != version
                 {
                     self.nodes.detach(node);
                     return Err(look_again());
@@ -189,7 +188,7 @@ impl Mount {
                 (staged.clone(), true)
             }
             None => {
-                let reader = self.fs.open(&self.nodes.path(node.id)?).await?;
+                let reader = self.reader_of(node).await?;
                 let version = Version::of(reader.status());
                 // The kernel appends behind what it takes for the end, and would mix what two openings read.
                 let known = Version::of(&node.status()) == version && (opened.readers == 0 || opened.version == version);
@@ -355,8 +354,8 @@ impl Mount {
         if node.is_gone() {
             return Err(err!(NotFound, "this file was deleted"));
         }
+        let reader = self.reader_of(node).await?;
         let path = self.nodes.path(node.id)?;
-        let reader = self.fs.open(&path).await?;
         let staged = Arc::new(Staged::load(&self.config.staging_dir, &reader, size).await?);
         staged.cut(size).await?;
         if let Some(status) = staged.hand_over(&self.fs, &path).await? {

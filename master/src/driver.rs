@@ -355,7 +355,7 @@ async fn free_due(core: &Arc<Core>, id: InodeId, expires_at_ms: u64) -> Result<(
     let found = core.store.view().inode(id)?.filter(|(_, inode)| inode.ttl_expires_at_ms == expires_at_ms && inode.ttl_frees);
     let Some((link, inode)) = found else { return Ok(()) };
     let path = core.store.view().path_of(id)?;
-    let found = Found { parent: InodeId(link.parent_id), name: link.name.to_vec(), inode };
+    let found = Found { parent: InodeId(link.parent_id), name: link.name.to_vec(), inode, alias: None };
     let freed = free::below(core, &core.own_identity(), &path, &found).await?;
     tracing::info!(%path, files = freed.files, kept = freed.kept, "freed, for its time is over");
     Ok(())

@@ -21,6 +21,18 @@ pub fn is_here(test: &str) -> bool {
     here
 }
 
+/// The number of the error that a call ended with; 0: none.
+pub fn errno(done: std::io::Result<impl Sized>) -> i32 {
+    done.err().and_then(|e| e.raw_os_error()).unwrap_or(0)
+}
+
+/// A shell command that must succeed, run in a folder.
+pub fn sh(dir: &Path, command: &str) -> String {
+    let output = Command::new("bash").args(["-euo", "pipefail", "-c", command]).current_dir(dir).output().expect("bash");
+    assert!(output.status.success(), "{command}\n{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 impl Mount {
     /// Mounts the namespace of a cluster on a folder of its own. `options`: further words of the command line.
     pub fn start(cluster: &Cluster, name: &str, options: &[&str]) -> Mount {

@@ -50,7 +50,7 @@ async fn pjdfstest_passes() {
     let cluster = Cluster::start(1, &[]).await;
     cluster.mount_folder("/m", &[]).await;
     let mount = Mount::start(&cluster, "mnt", &["--path", "/m"]);
-    assert!(pjdfstest(&cluster, &mount, false, &[]) > 330);
+    assert!(pjdfstest(&cluster, &mount, false, &[]) > 375);
     assert!(pjdfstest(&cluster, &mount, true, &["erofs"]) > 8);
     assert_eq!(mount.metric("forebay_fuse_lost_writes_total"), 0);
 }

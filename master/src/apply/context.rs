@@ -1,7 +1,7 @@
 //! `Context`: one command at work: the overlay it writes to, the ids it draws, the reply it builds.
 
 use super::quota;
-use crate::namespace::{self, Found, Walk, Who};
+use crate::namespace::{self, Walk, Who};
 use crate::store::{Cf, Reader, Txn, dentry_key, id_key};
 use forebay_common::{AbsPath, Error, InodeId, Result, err};
 use forebay_proto::journal::{Command, Reply};
@@ -134,7 +134,7 @@ impl<'a, 't> Context<'a, 't> {
     /// Writes the entry of an inode that exists.
     pub fn update(&mut self, parent: InodeId, name: &[u8], inode: &Inode) {
         if self.counters.quota_folders > 0
-            && let Ok(Some(before)) = self.txn.child(parent, name)
+            && let Ok(Some(before)) = self.txn.entry(parent, name)
             && before.id == inode.id
         {
             if inode.folder && (before.used_names, before.used_bytes) != (inode.used_names, inode.used_bytes) {
@@ -149,16 +149,15 @@ impl<'a, 't> Context<'a, 't> {
 
     /// Notes on a folder that a child went away just now.
     pub fn note_removal(&mut self, parent: InodeId) -> Result<()> {
-        let found = if parent == InodeId::ROOT {
-            Found { parent: InodeId(0), name: Vec::new(), inode: self.txn.root()? }
+        let (link, mut inode) = if parent == InodeId::ROOT {
+            (Link::default(), self.txn.root()?)
         } else {
-            let Some((link, inode)) = self.txn.inode(parent)? else { return Ok(()) };
-            Found { parent: InodeId(link.parent_id), name: link.name.to_vec(), inode }
+            let Some(place) = self.txn.inode(parent)? else { return Ok(()) };
+            place
         };
-        let mut inode = found.inode;
         inode.removal_index = self.change;
         (inode.modified_ms, inode.modified_ns, inode.changed_ms) = (self.now_ms(), 0, self.now_ms());
-        self.update(found.parent, &found.name, &inode);
+        self.update(InodeId(link.parent_id), &link.name, &inode);
         Ok(())
     }
 }

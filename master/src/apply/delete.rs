@@ -1,7 +1,7 @@
 //! Removal, here at once and in the under store by a pending record that sync and reads respect meanwhile.
 
 use super::context::Context;
-use super::{block, persist, quota, reopen, replication, replies, ttl};
+use super::{block, names, persist, quota, reopen, replication, replies, ttl};
 use crate::namespace::{self, Found, Walk};
 use crate::store::{Cf, Reader, dentry_key, id_key};
 use forebay_common::{AbsPath, ErrorKind, InodeId, Result, err};
@@ -25,14 +25,18 @@ pub fn delete(c: &mut Context<'_, '_>, op: &Delete) -> Result<()> {
     namespace::check_folder_of(&c.who, &above.inode, &path)?;
     namespace::check_sticky(&c.who, &above.inode, &found.inode, &path)?;
     check_nothing_open(c, &found, &path)?;
+    if found.is_shared() {
+        names::unlink(c, &walk, &found)?;
+        return c.note_removal(found.entry().0);
+    }
     if found.inode.folder {
         check_no_mount_below(c, &path)?;
-        if !op.recursive && !c.txn.children(found.id(), None, 1)?.is_empty() {
+        if !op.recursive && !c.txn.entries(found.id(), None, 1)?.is_empty() {
             return Err(err!(NotEmpty, "{path} is not empty: use -R to delete it with all below it"));
         }
     }
     let in_store = found.inode.persisted || found.inode.shadows;
-    remove_tree(c, found.parent, &found.name, found.inode.clone())?;
+    remove_tree(c, &walk, found.parent, &found.name, found.inode.clone())?;
     c.note_removal(found.parent)?;
     if in_store && let Some((mount_id, _)) = walk.mount {
         let pending = Pending {
@@ -79,8 +83,9 @@ pub fn finish_pending(c: &mut Context<'_, '_>, op: &FinishPending) -> Result<()>
     }
     if pending.kind != "delete" {
         let target = InodeId(pending.target_parent_id);
-        if let Some(mut inode) = c.txn.child(target, &pending.target_name)?
+        if let Some(mut inode) = c.txn.entry(target, &pending.target_name)?
             && inode.id == pending.inode_id
+            && inode.alias_of == 0
         {
             // A look at the store that began before it had followed must not count.
             inode.changed_index = c.change;
@@ -131,14 +136,17 @@ fn take_away(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], mut inode: I
     *total = total.saturating_sub(1);
 }
 
-/// Removes an entry and all below it. Errors: `LimitExceeded` above `RECURSION_MAX_ENTRIES`.
-pub fn remove_tree(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], inode: Inode) -> Result<()> {
-    let mut folders = if inode.folder { vec![InodeId(inode.id)] } else { Vec::new() };
+/// Removes an entry and all below it; files that have other names elsewhere, `walk`'s mount being theirs, stay under those. Errors: `LimitExceeded`
+/// above `RECURSION_MAX_ENTRIES`.
+pub fn remove_tree(c: &mut Context<'_, '_>, walk: &Walk, parent: InodeId, name: &[u8], inode: Inode) -> Result<()> {
+    let top = InodeId(inode.id);
+    let mut folders = if inode.folder { vec![top] } else { Vec::new() };
     let mut bytes = quota::space(&inode);
-    take_away(c, parent, name, inode);
+    // Folders go after what is in them: where that was is still asked for.
+    let mut emptied = vec![(parent, name.to_vec(), inode)];
     let mut removed = 1;
     while let Some(folder) = folders.pop() {
-        let children = c.txn.children(folder, None, RECURSION_MAX_ENTRIES + 1)?;
+        let children = c.txn.entries(folder, None, RECURSION_MAX_ENTRIES + 1)?;
         removed += children.len();
         if removed > RECURSION_MAX_ENTRIES {
             return Err(err!(LimitExceeded, "more than {RECURSION_MAX_ENTRIES} entries below this folder: delete its subfolders one by one")
@@ -147,10 +155,21 @@ pub fn remove_tree(c: &mut Context<'_, '_>, parent: InodeId, name: &[u8], inode:
         for (name, child) in children {
             if child.folder {
                 folders.push(InodeId(child.id));
+                emptied.push((folder, name, child));
+                continue;
             }
+            let child = if child.alias_of > 0 || !child.other_names.is_empty() {
+                let Some(child) = names::leave_tree(c, walk, top, folder, &name, child)? else { continue };
+                child
+            } else {
+                child
+            };
             bytes = bytes.saturating_add(quota::space(&child));
             take_away(c, folder, &name, child);
         }
+    }
+    for (parent, name, inode) in emptied.into_iter().rev() {
+        take_away(c, parent, &name, inode);
     }
     c.charge(parent, -i64::try_from(removed).unwrap_or(i64::MAX), -bytes);
     Ok(())
@@ -164,7 +183,7 @@ pub fn is_hadoops<R: Reader>(reader: &R, inode: &Inode) -> Result<bool> {
 /// Errors: `Busy` when this file, or one below this folder, is being written: its bytes would arrive under a dead name.
 pub fn check_nothing_open(c: &Context<'_, '_>, found: &Found, path: &AbsPath) -> Result<()> {
     if !found.inode.folder {
-        return if found.inode.lease_id == 0 || is_hadoops(&*c.txn, &found.inode)? {
+        return if found.inode.lease_id == 0 || found.alias.is_some() || is_hadoops(&*c.txn, &found.inode)? {
             Ok(())
         } else {
             Err(err!(Busy, "{path} cannot be moved or deleted while it is being written"))

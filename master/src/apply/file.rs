@@ -31,7 +31,15 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     if op.replace && op.only_file > 0 && (!walk.is_complete() || walk.deepest().inode.id != op.only_file) {
         return Err(err!(FileChanged, "{path} is not the file any more that was to get other bytes: it was deleted, moved or replaced"));
     }
-    if op.replace && walk.is_complete() {
+    // Under all of its names it gets the new bytes, as a local file does that is opened to be cut and written.
+    let shared = walk.is_complete() && walk.deepest().is_shared();
+    if shared && op.overwrite && !op.holder.is_empty() {
+        return Err(err!(
+            InvalidArgument,
+            "{path} is one of several names of a file, which a Hadoop client does not overwrite: delete this name first"
+        ));
+    }
+    if walk.is_complete() && (op.replace || (shared && op.overwrite)) {
         return begin_replacing(c, op, &path, walk.deepest().clone());
     }
     let mut shadows = false;

@@ -79,7 +79,7 @@ pub fn make_missing(c: &mut Context<'_, '_>, walk: &Walk, count: usize, persiste
         // Nothing of this name was in the under store, so nothing is below it that is not known here.
         inode.children_known = true;
         c.insert(above.id(), name, &inode);
-        above = Found { parent: above.id(), name: name.clone(), inode };
+        above = Found { parent: above.id(), name: name.clone(), inode, alias: None };
     }
     Ok(above)
 }

@@ -12,6 +12,7 @@ mod file;
 mod folder;
 mod jobs;
 mod mounts;
+mod names;
 mod node;
 mod path_config;
 mod persist;
@@ -145,6 +146,7 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         Some(Op::RenewLease(op)) => file::renew(c, op),
         Some(Op::Mkdir(op)) => folder::mkdir(c, op),
         Some(Op::MakeNode(op)) => node::make(c, op),
+        Some(Op::HardLink(op)) => names::link(c, op),
         Some(Op::Delete(op)) => delete::delete(c, op),
         Some(Op::Rename(op)) => rename::rename(c, op),
         Some(Op::SetAttributes(op)) => attributes::set(c, op),

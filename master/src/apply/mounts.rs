@@ -63,7 +63,7 @@ fn place(c: &mut Context<'_, '_>, path: &AbsPath, walk: &Walk) -> Result<Found> 
     let inode = c.new_inode(&above.inode, true, 0o755);
     let (parent, name) = (above.id(), walk.missing[0].clone());
     c.insert(parent, &name, &inode);
-    Ok(Found { parent, name, inode })
+    Ok(Found { parent, name, inode, alias: None })
 }
 
 /// The same store under other options: what is cached stays.
@@ -119,6 +119,6 @@ pub fn remove(c: &mut Context<'_, '_>, op: &RemoveMount) -> Result<()> {
         ));
     }
     c.txn.delete_id(Cf::Mount, found.inode.mount_id);
-    remove_tree(c, found.parent, &found.name, found.inode)?;
+    remove_tree(c, &walk, found.parent, &found.name, found.inode)?;
     c.note_removal(InodeId(found.parent.get()))
 }

@@ -112,7 +112,7 @@ pub fn below(c: &Context<'_, '_>, top: &Inode) -> Result<Use> {
         folders.push(InodeId(top.id));
     }
     while let Some(folder) = folders.pop() {
-        for (_, child) in c.txn.children(folder, None, RECURSION_MAX_ENTRIES)? {
+        for (_, child) in c.txn.entries(folder, None, RECURSION_MAX_ENTRIES)? {
             sum.names += 1;
             sum.bytes = sum.bytes.saturating_add(space(&child));
             if child.folder {

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::delete::{add_pending, check_no_mount_below, check_nothing_open, mount_of, remove_entry};
-use super::{folder, quota};
+use super::{folder, names, quota};
 use crate::namespace;
 use crate::store::{Cf, Reader, dentry_key, id_key};
 use forebay_common::{Result, err};
@@ -54,7 +54,11 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
         if old.inode.folder != found.inode.folder {
             return Err(if old.inode.folder { err!(IsADirectory, "{target} is a folder") } else { err!(NotADirectory, "{target} is a file") });
         }
-        if old.inode.folder && !c.txn.children(old.id(), None, 1)?.is_empty() {
+        // Two names of one file: both stay.
+        if old.inode.id == found.inode.id {
+            return Ok(());
+        }
+        if old.inode.folder && !c.txn.entries(old.id(), None, 1)?.is_empty() {
             return Err(err!(NotEmpty, "{target} is not empty"));
         }
         if old.inode.mount_id > 0 {
@@ -62,10 +66,24 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
         }
         namespace::check_sticky(&c.who, &below.inode, &old.inode, &target)?;
         check_nothing_open(c, &old, &target)?;
-        shadows = !found.inode.persisted && (old.inode.persisted || old.inode.shadows);
-        remove_entry(c, old.parent, &old.name, old.inode);
+        c.check_no_tombstone(below.id(), &name, &target)?;
+        if old.is_shared() {
+            // What the store has of it moves away with its record.
+            names::unlink(c, &to, &old)?;
+        } else {
+            shadows = !found.inode.persisted && (old.inode.persisted || old.inode.shadows);
+            remove_entry(c, old.parent, &old.name, old.inode);
+        }
+    } else {
+        c.check_no_tombstone(below.id(), &name, &target)?;
     }
-    c.check_no_tombstone(below.id(), &name, &target)?;
+    c.reply.file_id = found.inode.id;
+    if found.alias.is_some() {
+        names::move_alias(c, &found, below.id(), &name);
+        c.note_removal(found.entry().0)?;
+        c.note_change(below.id());
+        return Ok(());
+    }
     let mut inode = found.inode.clone();
     inode.changed_index = c.change;
     inode.changed_ms = c.now_ms();
@@ -117,6 +135,5 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
         };
         add_pending(c, pending);
     }
-    c.reply.file_id = inode.id;
     Ok(())
 }

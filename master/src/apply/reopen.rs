@@ -116,6 +116,9 @@ pub fn concat(c: &mut Context<'_, '_>, op: &Concat) -> Result<()> {
         if old.inode.folder || old.inode.length == 0 || old.inode.id == inode.id {
             return Err(err!(InvalidArgument, "{source} is empty, a folder, or the target itself"));
         }
+        if old.is_shared() {
+            return Err(err!(InvalidArgument, "{source} has other names, under which its bytes are to stay: copy it"));
+        }
         if !old.inode.completed || old.inode.lease_id > 0 {
             return Err(err!(Busy, "{source} is being written, or is on its way to its under store"));
         }

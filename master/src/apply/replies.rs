@@ -78,6 +78,7 @@ fn number_of(op: Option<&Op>) -> u32 {
         Some(Op::SetXAttr(_)) => 39,
         Some(Op::SetQuota(_)) => 40,
         Some(Op::MakeNode(_)) => 41,
+        Some(Op::HardLink(_)) => 42,
     }
 }
 

@@ -5,8 +5,8 @@
 //! must not bring it back, and where a rename is on its way to the store nothing is compared until it has arrived.
 
 use super::context::Context;
-use super::{block, delete};
-use crate::namespace::blocks_for;
+use super::{block, delete, names};
+use crate::namespace::{self, blocks_for};
 use crate::store::{Cf, Reader, dentry_key};
 use forebay_common::limits::BLOCKS_PER_FILE_MAX;
 use forebay_common::{AbsPath, InodeId, Result, err};
@@ -50,7 +50,7 @@ pub fn children(c: &mut Context<'_, '_>, op: &SyncChildren) -> Result<()> {
     }
     if op.all_seen && !parent.children_known && c.reply.skipped == 0 {
         // Read again: rows above may have written it.
-        let mut now = c.txn.child(place.0, &place.1)?.ok_or_else(|| err!(NotFound, "the folder is gone"))?;
+        let mut now = c.txn.entry(place.0, &place.1)?.ok_or_else(|| err!(NotFound, "the folder is gone"))?;
         now.children_known = true;
         c.update(place.0, &place.1, &now);
     }
@@ -89,7 +89,7 @@ fn one(c: &mut Context<'_, '_>, op: &SyncChildren, parent: &Inode, seen: &Seen) 
         // Too large for this mount's blocks: not shown, and not in the way of the others.
         return Ok(());
     }
-    match c.txn.child(parent_id, &seen.name)? {
+    match c.txn.entry(parent_id, &seen.name)? {
         None => {
             let tombstone = c.txn.get(Cf::Tombstone, &dentry_key(parent_id, &seen.name))?;
             if tombstone.is_some() || parent.removal_index > op.base_index {
@@ -138,7 +138,7 @@ fn one(c: &mut Context<'_, '_>, op: &SyncChildren, parent: &Inode, seen: &Seen) 
 }
 
 fn gone(c: &mut Context<'_, '_>, op: &SyncChildren, parent_id: InodeId, name: &[u8]) -> Result<()> {
-    let Some(old) = c.txn.child(parent_id, name)? else { return Ok(()) };
+    let Some(old) = c.txn.entry(parent_id, name)? else { return Ok(()) };
     // Being given other bytes: looked at again when that is over.
     if old.lease_id > 0 && old.completed {
         return Ok(());
@@ -151,14 +151,15 @@ fn gone(c: &mut Context<'_, '_>, op: &SyncChildren, parent_id: InodeId, name: &[
 }
 
 /// Removes what the under store no longer has, unless something mounted, open or not persisted would go with it.
-fn remove(c: &mut Context<'_, '_>, op: &SyncChildren, parent_id: InodeId, name: &[u8], old: Inode) -> Result<bool> {
-    if old.mount_id > 0 {
+fn remove(c: &mut Context<'_, '_>, op: &SyncChildren, parent_id: InodeId, name: &[u8], mut old: Inode) -> Result<bool> {
+    if old.mount_id > 0 || old.alias_of > 0 {
         return Ok(false);
     }
+    let mut shared = Vec::new();
     if old.folder {
         let mut folders = vec![InodeId(old.id)];
         while let Some(folder) = folders.pop() {
-            for (_, child) in c.txn.children(folder, None, delete::RECURSION_MAX_ENTRIES)? {
+            for (name, child) in c.txn.entries(folder, None, delete::RECURSION_MAX_ENTRIES)? {
                 // Done here since the look began.
                 if child.changed_index > op.base_index {
                     c.reply.skipped += 1;
@@ -170,11 +171,21 @@ fn remove(c: &mut Context<'_, '_>, op: &SyncChildren, parent_id: InodeId, name: 
                 }
                 if child.folder {
                     folders.push(InodeId(child.id));
+                } else if !child.other_names.is_empty() {
+                    shared.push((folder, name, child));
                 }
             }
         }
     }
-    delete::remove_tree(c, parent_id, name, old)?;
+    // With its bytes all names of a file go.
+    names::drop_others(c, &mut old)?;
+    for (folder, name, mut child) in shared {
+        names::drop_others(c, &mut child)?;
+        c.update(folder, &name, &child);
+    }
+    let path = c.txn.path_of(parent_id)?;
+    let walk = namespace::walk(&*c.txn, &path)?;
+    delete::remove_tree(c, &walk, parent_id, name, old)?;
     Ok(true)
 }
 

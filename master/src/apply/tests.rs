@@ -1,14 +1,14 @@
-//! `apply` against a reference model: the namespace as a map from paths, in a few lines.
+//! `apply` against a reference model: the namespace as a map from paths, and an under store as a set of keys, in a few lines.
 
 use super::*;
 use crate::store::Reader;
 use forebay_common::{AbsPath, BlockId, ErrorKind, InodeId};
 use forebay_proto::journal::{
-    Abandon, AbandonBlock, AddBlocks, AddMount, Complete, Create, Delete, FinishPending, MakeNode, Mkdir, Rename, Seen, SetAttributes, SetQuota,
-    SyncChildren, UpdateMount,
+    Abandon, AbandonBlock, AddBlocks, AddMount, Complete, Create, Delete, FinishPending, HardLink, MakeNode, Mkdir, Rename, Seen, SetAttributes,
+    SetQuota, SyncChildren, UpdateMount,
 };
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const LIMITS: Limits = Limits { replies_per_client: 64, clients_max: 8 };
 
@@ -17,14 +17,19 @@ struct Machine {
     store: Store,
     applied: AppliedRecord,
     sequence: u64,
+    /// Keys of files in the under store.
+    stored: BTreeSet<String>,
     _dir: tempfile::TempDir,
 }
+
+/// Every path, with the names of the file it is one of, and its length; `None`: a folder.
+type Paths = BTreeMap<String, Option<(BTreeSet<String>, u64)>>;
 
 impl Machine {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), 8 << 20).unwrap();
-        let mut machine = Machine { store, applied: AppliedRecord::default(), sequence: 0, _dir: dir };
+        let mut machine = Machine { store, applied: AppliedRecord::default(), sequence: 0, stored: BTreeSet::new(), _dir: dir };
         let root = AddMount { path: b"/".to_vec().into(), uri: "file:///x".into(), ..Default::default() };
         assert_eq!(machine.one(Op::AddMount(root)).error_kind, 0);
         machine
@@ -53,8 +58,34 @@ impl Machine {
         self.entry(&[command]).remove(0)
     }
 
+    /// The under store follows, as the driver has it follow.
+    fn follow(&mut self) {
+        let all = self.store.view().pending().unwrap();
+        for pending in all {
+            let text = |raw: &[u8]| String::from_utf8(raw.to_vec()).unwrap();
+            let (source, target) = (text(&pending.source_key), text(&pending.target_key));
+            let of = |key: &String| *key == source || (pending.folder && key.starts_with(&format!("{source}/")));
+            let (moved, stay) = std::mem::take(&mut self.stored).into_iter().partition(of);
+            self.stored = stay;
+            if pending.kind == "rename" {
+                self.stored.extend(moved.iter().map(|key: &String| format!("{target}{}", &key[source.len()..])));
+            }
+            let finish = FinishPending { pending_id: pending.id, ..Default::default() };
+            assert_eq!(self.one(Op::FinishPending(finish)).error_kind, 0);
+        }
+    }
+
+    /// The under store has each file once, at the name of its record.
+    fn assert_stored(&self) {
+        let view = self.store.view();
+        let ids: Vec<InodeId> = view.indexed(Cf::Link, 0, usize::MAX).unwrap();
+        let files = ids.into_iter().filter(|id| !view.inode(*id).unwrap().unwrap().1.folder);
+        let keys: BTreeSet<String> = files.map(|id| view.path_of(id).unwrap().to_string()[1..].to_owned()).collect();
+        assert_eq!(self.stored, keys);
+    }
+
     /// Every path with what the store says of it.
-    fn paths(&self) -> BTreeMap<String, Option<u64>> {
+    fn paths(&self) -> Paths {
         let view = self.store.view();
         let mut out = BTreeMap::new();
         let mut folders = vec![(InodeId::ROOT, String::new())];
@@ -68,7 +99,6 @@ impl Machine {
         while let Some((id, path)) = folders.pop() {
             for (name, inode) in view.children(id, None, usize::MAX).unwrap() {
                 let path = format!("{path}/{}", String::from_utf8_lossy(&name));
-                assert_eq!(view.path_of(InodeId(inode.id)).unwrap(), AbsPath::parse(&path).unwrap(), "links lead back");
                 if inode.folder {
                     note(&path, &inode);
                     folders.push((InodeId(inode.id), path.clone()));
@@ -76,19 +106,31 @@ impl Machine {
                 for block in crate::namespace::block_ids(&inode) {
                     assert_eq!(view.block_owner(block).unwrap(), Some(InodeId(inode.id)), "block {block} is known as its file's");
                 }
-                out.insert(path, (!inode.folder).then_some(inode.length));
+                out.insert(path, inode);
             }
         }
-        let counters = view.counters().unwrap();
-        assert_eq!(counters.files, out.values().filter(|l| l.is_some()).count() as u64);
-        assert_eq!(counters.folders, out.values().filter(|l| l.is_none()).count() as u64 + 1);
-        assert_eq!(counters.quota_folders, quotas.len() as u64);
-        for (folder, names, bytes) in quotas {
-            let below = || out.iter().filter(|(path, _)| path.starts_with(&format!("{folder}/")));
-            let sums = (below().count() as u64 + 1, below().filter_map(|(_, length)| *length).sum::<u64>());
-            assert_eq!((names, bytes), sums, "what is counted of {folder:?} is what is below it");
+        let mut names: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
+        for (path, inode) in &out {
+            names.entry(inode.id).or_default().insert(path.clone());
         }
-        out
+        for (path, inode) in &out {
+            let record = view.path_of(InodeId(inode.id)).unwrap().to_string();
+            assert!(names[&inode.id].contains(&record), "links lead back");
+            assert_eq!(inode.other_names.len() + 1, names[&inode.id].len(), "{path} has the names that its record lists");
+        }
+        let recorded = |path: &str, inode: &Inode| view.path_of(InodeId(inode.id)).unwrap().to_string() == path;
+        let files = || out.iter().filter(|(path, inode)| !inode.folder && recorded(path, inode));
+        let counters = view.counters().unwrap();
+        assert_eq!(counters.files, files().count() as u64);
+        assert_eq!(counters.folders, out.values().filter(|inode| inode.folder).count() as u64 + 1);
+        assert_eq!(counters.quota_folders, quotas.len() as u64);
+        for (folder, used_names, bytes) in quotas {
+            let below = |path: &str| path.starts_with(&format!("{folder}/"));
+            let count = out.keys().filter(|path| below(path)).count() as u64 + 1;
+            let sum = files().filter(|(path, _)| below(path)).map(|(_, inode)| inode.length).sum::<u64>();
+            assert_eq!((used_names, bytes), (count, sum), "what is counted of {folder:?} is what is below it");
+        }
+        out.into_iter().map(|(path, inode)| (path, (!inode.folder).then(|| (names[&inode.id].clone(), inode.length)))).collect()
     }
 }
 
@@ -100,6 +142,7 @@ enum Step {
     Replace(String, u64, bool),
     Delete(String, bool),
     Rename(String, String, bool),
+    Link(String, String),
     /// One that nothing reaches, or none any more.
     Quota(String, bool),
 }
@@ -115,18 +158,38 @@ fn step() -> impl Strategy<Value = Step> {
         (path(), 0u64..400_000, any::<bool>()).prop_map(|(p, l, whole)| Step::Replace(p, l, whole)),
         (path(), any::<bool>()).prop_map(|(p, r)| Step::Delete(p, r)),
         (path(), path(), any::<bool>()).prop_map(|(a, b, o)| Step::Rename(a, b, o)),
+        (path(), path()).prop_map(|(a, b)| Step::Link(a, b)),
         (path(), any::<bool>()).prop_map(|(p, set)| Step::Quota(p, set)),
     ]
 }
 
-/// The reference: what a step does to a map from paths to lengths (`None`: a folder), or the kind of its refusal.
-fn model(paths: &mut BTreeMap<String, Option<u64>>, step: &Step) -> Result<(), ErrorKind> {
+/// The reference: what a step does to a map from paths to files by number (`None`: a folder), which have lengths; or the kind of its refusal.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    paths: BTreeMap<String, Option<usize>>,
+    lengths: Vec<u64>,
+}
+
+impl Model {
+    fn paths(&self) -> Paths {
+        let names = |file: usize| self.paths.iter().filter(|(_, of)| **of == Some(file)).map(|(path, _)| path.clone()).collect();
+        self.paths.iter().map(|(path, file)| (path.clone(), file.map(|file| (names(file), self.lengths[file])))).collect()
+    }
+
+    fn new_file(&mut self, path: &str, length: u64) {
+        self.lengths.push(length);
+        self.paths.insert(path.to_owned(), Some(self.lengths.len() - 1));
+    }
+}
+
+fn model(state: &mut Model, step: &Step) -> Result<(), ErrorKind> {
+    let paths = &mut state.paths;
     let parent = |p: &str| p.rsplit_once('/').map(|(up, _)| up.to_owned()).unwrap_or_default();
-    let is_folder = |paths: &BTreeMap<String, Option<u64>>, p: &str| p.is_empty() || paths.get(p) == Some(&None);
-    let is_file = |paths: &BTreeMap<String, Option<u64>>, p: &str| matches!(paths.get(p), Some(Some(_)));
+    let is_folder = |paths: &BTreeMap<String, Option<usize>>, p: &str| p.is_empty() || paths.get(p) == Some(&None);
+    let is_file = |paths: &BTreeMap<String, Option<usize>>, p: &str| matches!(paths.get(p), Some(Some(_)));
     let below =
-        |paths: &BTreeMap<String, Option<u64>>, p: &str| paths.keys().filter(|k| k.starts_with(&format!("{p}/"))).cloned().collect::<Vec<_>>();
-    let through_file = |paths: &BTreeMap<String, Option<u64>>, p: &str| {
+        |paths: &BTreeMap<String, Option<usize>>, p: &str| paths.keys().filter(|k| k.starts_with(&format!("{p}/"))).cloned().collect::<Vec<_>>();
+    let through_file = |paths: &BTreeMap<String, Option<usize>>, p: &str| {
         let mut up = parent(p);
         while !up.is_empty() {
             if is_file(paths, &up) {
@@ -166,16 +229,34 @@ fn model(paths: &mut BTreeMap<String, Option<u64>>, step: &Step) -> Result<(), E
             if !is_folder(paths, &parent(p)) {
                 return Err(ErrorKind::NotFound);
             }
-            paths.insert(p.clone(), Some(*length));
+            // Under all of its names, where it has several.
+            match paths.get(p).copied().flatten() {
+                Some(file) if paths.values().filter(|of| **of == Some(file)).count() > 1 => state.lengths[file] = *length,
+                _ => state.new_file(p, *length),
+            }
         }
         Step::Replace(p, length, whole) => {
-            let before = paths.get(p).copied();
-            model(paths, &Step::Write(p.clone(), *length, true))?;
+            let before = paths.get(p).copied().flatten();
+            model(&mut state.clone(), &Step::Write(p.clone(), *length, true))?;
             match before {
-                _ if *whole => {}
-                Some(before) => drop(paths.insert(p.clone(), before)),
-                None => drop(paths.remove(p)),
+                _ if !*whole => {}
+                Some(file) => state.lengths[file] = *length,
+                None => state.new_file(p, *length),
             }
+        }
+        Step::Link(from, to) => {
+            if through_file(paths, from) || through_file(paths, to) {
+                return Err(ErrorKind::NotADirectory);
+            }
+            let Some(file) = paths.get(from).copied() else { return Err(ErrorKind::NotFound) };
+            let Some(file) = file else { return Err(ErrorKind::PermissionDenied) };
+            if paths.contains_key(to) {
+                return Err(ErrorKind::AlreadyExists);
+            }
+            if !is_folder(paths, &parent(to)) {
+                return Err(ErrorKind::NotFound);
+            }
+            paths.insert(to.clone(), Some(file));
         }
         Step::Delete(p, recursive) => {
             if through_file(paths, p) {
@@ -217,13 +298,14 @@ fn model(paths: &mut BTreeMap<String, Option<u64>>, step: &Step) -> Result<(), E
             if paths.contains_key(to) {
                 match (is_folder(paths, from), is_folder(paths, to)) {
                     _ if !overwrite => return Err(ErrorKind::AlreadyExists),
+                    (false, false) if paths[from] == paths[to] => return Ok(()),
                     (true, false) => return Err(ErrorKind::NotADirectory),
                     (false, true) => return Err(ErrorKind::IsADirectory),
                     _ if !below(paths, to).is_empty() => return Err(ErrorKind::NotEmpty),
                     _ => {}
                 }
             }
-            let moved: Vec<(String, Option<u64>)> = below(paths, from).into_iter().chain([from.clone()]).map(|k| (k.clone(), paths[&k])).collect();
+            let moved: Vec<(String, Option<usize>)> = below(paths, from).into_iter().chain([from.clone()]).map(|k| (k.clone(), paths[&k])).collect();
             paths.retain(|k, _| !moved.iter().any(|(m, _)| m == k));
             for (k, v) in moved {
                 paths.insert(format!("{to}{}", &k[from.len()..]), v);
@@ -248,6 +330,7 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
             let quota = |most: u64| Some(if *set { most } else { 0 });
             machine.one(Op::SetQuota(SetQuota { path: bytes(p), names: quota(1 << 30), bytes: quota(1 << 50) }))
         }
+        Step::Link(a, b) => machine.one(Op::HardLink(HardLink { source: bytes(a), target: bytes(b) })),
         Step::Rename(a, b, overwrite) => machine.one(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *overwrite })),
         Step::Write(..) | Step::Replace(..) => {
             let (p, length, overwrite, replace, whole) = match step {
@@ -285,6 +368,8 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
             }
             ids.truncate(needed);
             let lengths = (0..needed as u64).map(|i| (length - i * 65_536).min(65_536)).collect();
+            let stored_at = machine.store.view().path_of(InodeId(created.file_id)).unwrap().to_string();
+            machine.stored.insert(stored_at[1..].to_owned());
             machine.one(Op::Complete(Complete {
                 file_id: created.file_id,
                 lease_id: created.lease_id,
@@ -300,9 +385,7 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
     if reply.error_kind != 0 {
         return Err(ErrorKind::from_code(reply.error_kind));
     }
-    if reply.pending_id > 0 {
-        assert_eq!(machine.one(Op::FinishPending(FinishPending { pending_id: reply.pending_id, ..Default::default() })).error_kind, 0);
-    }
+    machine.follow();
     Ok(())
 }
 
@@ -312,18 +395,19 @@ proptest! {
     #[test]
     fn follows_the_reference_model(steps in proptest::collection::vec(step(), 1..80)) {
         let mut machine = Machine::new();
-        let mut paths = BTreeMap::new();
+        let mut state = Model::default();
         // Of everything, from before there is anything.
         machine.one(Op::SetQuota(SetQuota { path: bytes("/"), names: Some(1 << 30), bytes: Some(1 << 50) }));
         for step in &steps {
-            let mut after = paths.clone();
+            let mut after = state.clone();
             let expected = model(&mut after, step);
             if expected.is_ok() {
-                paths = after;
+                state = after;
             }
             prop_assert_eq!(run(&mut machine, step), expected, "{:?}", step);
         }
-        prop_assert_eq!(machine.paths(), paths);
+        prop_assert_eq!(machine.paths(), state.paths());
+        machine.assert_stored();
         prop_assert!(machine.store.view().leases().unwrap().is_empty() && machine.store.view().pending().unwrap().is_empty());
     }
 
@@ -335,6 +419,7 @@ proptest! {
             Step::Mkdir(p, r) => Some(Op::Mkdir(Mkdir { path: bytes(p), recursive: *r, exist_ok: true, mode: 0o755, ..Mkdir::default() })),
             Step::Delete(p, r) => Some(Op::Delete(Delete { path: bytes(p), recursive: *r })),
             Step::Rename(a, b, o) => Some(Op::Rename(Rename { source: bytes(a), target: bytes(b), overwrite: *o })),
+            Step::Link(a, b) => Some(Op::HardLink(HardLink { source: bytes(a), target: bytes(b) })),
             Step::Quota(p, set) => Some(Op::SetQuota(SetQuota { path: bytes(p), names: Some(u64::from(*set) << 30), bytes: None })),
             Step::Write(..) | Step::Replace(..) => None,
         }).map(|op| one.command(op)).collect();

@@ -4,7 +4,7 @@
 //! its entry.
 
 use super::context::Context;
-use super::delete;
+use super::{delete, names};
 use crate::namespace::{self, Walk};
 use crate::store::{Cf, Reader, ttl_key};
 use forebay_common::{AbsPath, InodeId, Result, err};
@@ -53,6 +53,10 @@ pub fn expire(c: &mut Context<'_, '_>, op: &ExpireTtl) -> Result<()> {
         forget(c, &mut inode);
         c.update(InodeId(link.parent_id), &link.name, &inode);
         return Ok(());
+    }
+    if !inode.other_names.is_empty() {
+        names::drop_others(c, &mut inode)?;
+        c.update(InodeId(link.parent_id), &link.name, &inode);
     }
     let path = c.txn.path_of(InodeId(op.inode_id))?;
     delete::delete(c, &Delete { path: path.as_bytes().to_vec().into(), recursive: true })

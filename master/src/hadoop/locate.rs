@@ -15,7 +15,7 @@ use crate::source;
 use crate::store::Reader;
 use crate::worker::WorkerView;
 use forebay_common::token::{BlockRun, Claims, UfsSource};
-use forebay_common::{AbsPath, BlockId, Result, WorkerId, clock};
+use forebay_common::{AbsPath, BlockId, InodeId, Result, WorkerId, clock};
 use forebay_hdfs::hadoop::common::TokenProto;
 use forebay_hdfs::hadoop::hdfs::{self as wire, datanode_info_proto::AdminState};
 use forebay_proto::TierUsage;
@@ -314,7 +314,8 @@ pub fn all_blocks(h: &Hadoop, a: &Asker, path: &AbsPath, inode: &Inode, resolved
 /// All blocks of a file in the folder that was resolved.
 pub fn all_blocks_below(h: &Hadoop, a: &Asker, path: &AbsPath, inode: &Inode, folder: &Resolved) -> Result<wire::LocatedBlocksProto, Thrown> {
     // Something mounted there is not below the folder's store; it is a folder, and has no blocks.
-    blocks_of(h, a, path, inode, folder, folder.walk.ufs_key(path), None)
+    let stored_at = if inode.other_names.is_empty() { path.clone() } else { h.core.store.view().path_of(InodeId(inode.id))? };
+    blocks_of(h, a, path, inode, folder, folder.walk.ufs_key(&stored_at), None)
 }
 
 pub async fn get_block_locations(

@@ -12,7 +12,7 @@ pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
     each(core, running, false, |path, inode| {
         let (core, running) = (core.clone(), running.clone());
         async move {
-            let found = Found { parent: InodeId(0), name: Vec::new(), inode: inode.clone() };
+            let found = Found { parent: InodeId(0), name: Vec::new(), inode: inode.clone(), alias: None };
             let freed = free::below(&core, &running.who, &path, &found).await?;
             if freed.refused > 0 {
                 return Err(err!(PermissionDenied, "user {} may not free {path}", running.who.user));

@@ -93,7 +93,7 @@ pub fn invalidate(core: &Core, mount: &AbsPath, key: &[u8]) -> Result<bool> {
         core.syncer.invalidate_names(parent, &[]);
     }
     for name in key.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
-        let child = view.child(parent, name)?;
+        let child = view.entry(parent, name)?;
         core.syncer.invalidate_names(parent, &[(name.to_vec(), child.as_ref().map(|c| InodeId(c.id)))]);
         match child {
             Some(child) => (parent, folder) = (InodeId(child.id), child.folder),

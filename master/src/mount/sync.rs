@@ -252,8 +252,10 @@ impl Syncer {
             }
             (parent, name, None)
         };
-        let take = if walk.is_complete() { walk.chain.len() - 1 } else { walk.chain.len() };
-        let key = path.components().take(take).skip(depth).collect::<Vec<_>>().join(&b'/');
+        let key = match walk.is_complete() {
+            true => walk.ufs_key(path),
+            false => path.components().take(walk.chain.len()).skip(depth).collect::<Vec<_>>().join(&b'/'),
+        };
         let base_index = crate::apply::read_applied_in(&view)?.changes;
         Ok(Next::Look { mount, parent, name, key, known, base_index, interval })
     }
@@ -332,7 +334,7 @@ impl Syncer {
                 Ok(())
             }
             Ok(_) => {
-                let child = core.store.view().child(parent, name)?;
+                let child = core.store.view().entry(parent, name)?;
                 if let Some(inode) = child {
                     self.note_looked_at(InodeId(inode.id), at);
                 }
@@ -455,7 +457,7 @@ impl Syncer {
                         unshown += 1;
                         continue;
                     }
-                    let what = match view.child(id, &e.name)? {
+                    let what = match view.entry(id, &e.name)? {
                         None if view.get(Cf::Tombstone, &dentry_key(id, &e.name))?.is_some() => continue,
                         None => "new",
                         Some(inode) if inode.mount_id > 0 || !inode.completed || inode.lease_id > 0 || (!inode.folder && !inode.persisted) => {
@@ -511,7 +513,7 @@ impl Syncer {
     ) -> Result<u64> {
         let (mut after, mut skipped): (Option<Vec<u8>>, u64) = (None, 0);
         loop {
-            let batch = core.store.view().children(id, after.as_deref(), ROWS_PER_COMMAND)?;
+            let batch = core.store.view().entries(id, after.as_deref(), ROWS_PER_COMMAND)?;
             let Some((last, _)) = batch.last() else { return Ok(skipped) };
             after = Some(last.clone());
             let mut gone = Vec::new();

@@ -45,6 +45,7 @@ pub fn status(path: &AbsPath, inode: &Inode, mount: Option<&Mounted>, key: &[u8]
         accessed_ms: inode.accessed_ms,
         accessed_ns: inode.accessed_ns,
         changed_ms: inode.changed_ms,
+        other_names: u32::try_from(inode.other_names.len()).unwrap_or(u32::MAX),
     }
 }
 

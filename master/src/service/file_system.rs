@@ -37,7 +37,7 @@ pub struct Service(pub Arc<Core>);
 
 impl Service {
     /// Resolves what a caller names.
-    async fn resolve(&self, caller: Option<&Caller>, path: &[u8]) -> Result<(Who, AbsPath, Resolved)> {
+    pub(super) async fn resolve(&self, caller: Option<&Caller>, path: &[u8]) -> Result<(Who, AbsPath, Resolved)> {
         let who = self.0.who(caller)?;
         let path = AbsPath::parse(path)?;
         let resolved = self.0.syncer.resolve(&self.0, &who, &path).await?;
@@ -45,7 +45,7 @@ impl Service {
     }
 
     /// Resolves what a caller makes; where its bytes, or its name, are acknowledged without the store, without waiting for that.
-    async fn resolve_new(&self, caller: Option<&Caller>, path: &[u8], kept_alone: Option<bool>) -> Result<(Who, AbsPath, Resolved)> {
+    pub(super) async fn resolve_new(&self, caller: Option<&Caller>, path: &[u8], kept_alone: Option<bool>) -> Result<(Who, AbsPath, Resolved)> {
         let who = self.0.who(caller)?;
         let path = AbsPath::parse(path)?;
         let without_store = match kept_alone {
@@ -61,7 +61,7 @@ impl Service {
         Ok((who, path, resolved))
     }
 
-    fn status_by_id(&self, id: u64) -> Result<(AbsPath, Inode, FileStatus)> {
+    pub(super) fn status_by_id(&self, id: u64) -> Result<(AbsPath, Inode, FileStatus)> {
         let view = self.0.store.view();
         let id = InodeId(id);
         let inode = if id == InodeId::ROOT { Some(view.root()?) } else { view.inode(id)?.map(|(_, inode)| inode) };
@@ -336,14 +336,6 @@ impl Service {
         Ok(GetStatusResponse { status: Some(status), ..GetStatusResponse::default() })
     }
 
-    async fn make_node_inner(&self, request: MakeNodeRequest) -> Result<GetStatusResponse> {
-        let (_, path, _) = self.resolve_new(request.caller.as_ref(), &request.path, Some(true)).await?;
-        let op = journal::MakeNode { path: raw(&path), kind: request.kind, mode: request.mode, target: request.target, device: request.device };
-        let reply = self.0.change(request.caller.as_ref(), Op::MakeNode(op)).await?;
-        let (_, _, status) = self.status_by_id(reply.file_id)?;
-        Ok(GetStatusResponse { status: Some(status), ..GetStatusResponse::default() })
-    }
-
     pub async fn delete_inner(&self, request: DeleteRequest) -> Result<Done> {
         let core = &self.0;
         let (_, path, resolved) = self.resolve(request.caller.as_ref(), &request.path).await?;
@@ -475,12 +467,13 @@ fn next_batch(core: &Core, path: &AbsPath, after: Option<&[u8]>, limit: usize) -
     let walk = namespace::walk(&view, path)?;
     let folder = walk.found(path)?;
     let outer = walk.mount.map(|(id, _)| core.soft.mounts.get(&core.store, &core.config, id)).transpose()?;
-    let base = walk.ufs_key(path);
+    let (base, depth) = (walk.ufs_key(path), walk.mount.map_or(0, |(_, depth)| depth));
     let mut out = Vec::new();
     for (name, inode) in view.children(folder.id(), after, limit)? {
         let mounted = if inode.mount_id > 0 { Some(core.soft.mounts.get(&core.store, &core.config, MountId(inode.mount_id))?) } else { None };
         let key = match (&mounted, base.is_empty()) {
             (Some(_), _) => Vec::new(),
+            (None, _) if !inode.other_names.is_empty() => view.path_of(InodeId(inode.id))?.components().skip(depth).collect::<Vec<_>>().join(&b'/'),
             (None, true) => name.clone(),
             (None, false) => [&base[..], b"/", &name].concat(),
         };
@@ -628,6 +621,15 @@ impl FileSystem for Service {
     }
     async fn make_node(&self, r: Request<MakeNodeRequest>) -> Result<Response<GetStatusResponse>, Status> {
         answer(self.make_node_inner(r.into_inner()).await)
+    }
+    async fn link(&self, r: Request<LinkRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        answer(self.link_inner(r.into_inner()).await)
+    }
+    async fn get_x_attrs(&self, r: Request<GetXAttrsRequest>) -> Result<Response<GetXAttrsResponse>, Status> {
+        answer(self.get_x_attrs_inner(r.into_inner()).await)
+    }
+    async fn set_x_attr(&self, r: Request<SetXAttrRequest>) -> Result<Response<Done>, Status> {
+        answer(self.set_x_attr_inner(r.into_inner()).await)
     }
     async fn delete(&self, r: Request<DeleteRequest>) -> Result<Response<Done>, Status> {
         answer(self.delete_inner(r.into_inner()).await)

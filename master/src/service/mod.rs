@@ -4,6 +4,7 @@ mod admin;
 mod encode;
 mod file_system;
 mod mounts;
+mod names;
 mod placement;
 mod web;
 mod worker;

@@ -23,14 +23,29 @@ pub trait Reader {
         self.get(cf, key)?.map(|raw| decode(cf, key, &raw)).transpose()
     }
 
+    /// What is written under `name` in `parent`: an inode, or that it is one more name of a file (`alias_of`).
+    fn entry(&self, parent: InodeId, name: &[u8]) -> Result<Option<Inode>> {
+        self.record(Cf::Dentry, &dentry_key(parent, name))
+    }
+
     /// The inode of `name` in `parent`.
     fn child(&self, parent: InodeId, name: &[u8]) -> Result<Option<Inode>> {
-        self.record(Cf::Dentry, &dentry_key(parent, name))
+        self.entry(parent, name)?.map(|entry| self.behind(entry)).transpose()
+    }
+
+    /// The inode that an entry speaks of.
+    fn behind(&self, entry: Inode) -> Result<Inode> {
+        if entry.alias_of == 0 {
+            return Ok(entry);
+        }
+        let (_, inode) =
+            self.inode(InodeId(entry.alias_of))?.ok_or_else(|| err!(Corrupt, "a name of file {} is left, and the file is not", entry.alias_of))?;
+        Ok(inode)
     }
 
     /// The inode of `/`.
     fn root(&self) -> Result<Inode> {
-        self.child(InodeId(0), b"")?.ok_or_else(|| err!(Corrupt, "metadata store has no root inode"))
+        self.entry(InodeId(0), b"")?.ok_or_else(|| err!(Corrupt, "metadata store has no root inode"))
     }
 
     /// Where an inode's entry is.
@@ -42,7 +57,7 @@ pub trait Reader {
     fn inode(&self, id: InodeId) -> Result<Option<(Link, Inode)>> {
         let Some(link) = self.link(id)? else { return Ok(None) };
         let inode =
-            self.child(InodeId(link.parent_id), &link.name)?.ok_or_else(|| err!(Corrupt, "inode {id} has a link to an entry that is not there"))?;
+            self.entry(InodeId(link.parent_id), &link.name)?.ok_or_else(|| err!(Corrupt, "inode {id} has a link to an entry that is not there"))?;
         Ok(Some((link, inode)))
     }
 
@@ -53,6 +68,11 @@ pub trait Reader {
 
     /// Children in the order of names.
     fn children(&self, parent: InodeId, after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Inode)>> {
+        self.entries(parent, after, limit)?.into_iter().map(|(name, entry)| Ok((name, self.behind(entry)?))).collect()
+    }
+
+    /// What is written under the names of a folder, in their order; as `entry`.
+    fn entries(&self, parent: InodeId, after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Inode)>> {
         let prefix = id_key(parent.get());
         let after = after.map(|name| dentry_key(parent, name));
         self.scan(Cf::Dentry, &prefix, after.as_deref(), limit)?
