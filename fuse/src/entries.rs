@@ -94,7 +94,7 @@ impl Mount {
 
     /// Readers that fetch bytes as they go must not lose the file: it is moved out of sight until they are done. `opened` is `node`'s.
     async fn hide(&self, node: &Node, opened: &mut Opened, path: &AbsPath) -> Result<bool> {
-        if opened.readers == 0 || opened.hidden.is_some() || opened.staged.is_some() || self.nodes.has_others(node) {
+        if opened.readers == 0 || opened.hidden.is_some() || opened.staged.is_some() || self.has_other_name(node, path).await? {
             return Ok(false);
         }
         let parent = path.parent().ok_or_else(|| err!(InvalidArgument, "/ cannot be deleted"))?;
@@ -104,6 +104,18 @@ impl Mount {
         self.hiding.lock().unwrap_or_else(|e| e.into_inner()).insert(hiding.clone());
         opened.hidden = Some(hiding);
         Ok(true)
+    }
+
+    /// Whether a file stays that loses this name, under another one that is known here.
+    async fn has_other_name(&self, node: &Node, path: &AbsPath) -> Result<bool> {
+        for other in self.nodes.other_paths(node, path) {
+            match self.fs.get_status(&other).await {
+                Ok(status) if status.file_id == node.status().file_id => return Ok(true),
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(false)
     }
 
     /// What was hidden takes its name again.
@@ -181,7 +193,7 @@ impl Mount {
         if let Some(staged) = opened.staged.clone().filter(|staged| staged.is_new()) {
             self.hand_over(&node, &staged).await?;
         }
-        let status = self.fs.link(&self.nodes.path(id)?, &target).await?;
+        let status = self.fs.link(&self.sure_path(&node).await?, &target).await?;
         drop(opened);
         self.nodes.removed(parent, name);
         self.nodes.linked(&node, status.clone());
@@ -194,7 +206,7 @@ impl Mount {
         if node.is_gone() || matches!(node.in_use(), Use::Staged(staged) if staged.is_new()) {
             return Ok(Vec::new());
         }
-        self.fs.x_attrs(&self.nodes.path(id)?).await
+        self.fs.x_attrs(&self.sure_path(&node).await?).await
     }
 
     /// Sets one, or takes it away without a value.
@@ -209,7 +221,7 @@ impl Mount {
         if let Some(staged) = opened.staged.clone().filter(|staged| staged.is_new()) {
             self.hand_over(&node, &staged).await?;
         }
-        self.fs.set_x_attr(&self.nodes.path(id)?, x, value, may_create, may_replace).await
+        self.fs.set_x_attr(&self.sure_path(&node).await?, x, value, may_create, may_replace).await
     }
 
     pub async fn rmdir(&self, parent: u64, name: &[u8]) -> Result<()> {
@@ -271,7 +283,13 @@ impl Mount {
         for (node, opened) in locked.iter_mut().filter(|(node, _)| is_target(node)) {
             match opened.staged.clone().filter(|staged| staged.is_new()) {
                 Some(staged) => staged.let_name_go().await,
-                None => drop(self.hide(node, opened, &to).await?),
+                None => {
+                    // Under its other names it is what was written.
+                    if let Some(staged) = opened.staged.clone().filter(|_| node.status().other_names > 0) {
+                        self.hand_over(node, &staged).await?;
+                    }
+                    self.hide(node, opened, &to).await?;
+                }
             }
         }
         if let Err(e) = self.fs.rename(&from, &to, overwrite).await {

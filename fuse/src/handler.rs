@@ -375,11 +375,15 @@ impl Filesystem for Handler {
         answer!(self, reply, |mount| mount.release(fh.0), empty);
     }
 
-    fn fallocate(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        let mount = self.mount.clone();
+    fn fallocate(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        let (mount, privileged) = (self.mount.clone(), req.uid() == 0);
         self.spawn(async move {
             match mount.allocate(fh.0, mode, offset, length).await {
-                Ok(()) => reply.ok(),
+                Ok(()) if privileged => reply.ok(),
+                Ok(()) => match mount.drop_privileges(ino.0).await {
+                    Ok(()) => reply.ok(),
+                    Err(e) => reply.error(errno(&e)),
+                },
                 Err(e) => reply.error(from_nix(e)),
             }
         });
@@ -504,7 +508,11 @@ impl Filesystem for Handler {
                         _ => {}
                     }
                 }
-                mount.set_x_attr(ino.0, x, Some(value), !must_replace, !must_create).await.map(|()| None)
+                match mount.set_x_attr(ino.0, x, Some(value), !must_replace, !must_create).await {
+                    // One too many.
+                    Err(e) if e.kind() == ErrorKind::InvalidArgument => Ok(Some(Errno::ENOSPC)),
+                    other => other.map(|()| None),
+                }
             };
             match done.await {
                 Ok(None) => reply.ok(),

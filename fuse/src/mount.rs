@@ -194,6 +194,22 @@ impl Mount {
         }
     }
 
+    /// Where a node is for sure: of several names one may have been deleted, or given to another file, by somebody else.
+    pub async fn sure_path(&self, node: &Node) -> Result<AbsPath> {
+        loop {
+            let path = self.nodes.path(node.id)?;
+            if !self.nodes.has_others(node) {
+                return Ok(path);
+            }
+            match self.fs.get_status(&path).await {
+                Ok(status) if status.file_id == node.status().file_id => return Ok(path),
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+                _ if self.nodes.drop_name(node) => {}
+                _ => return Ok(path),
+            }
+        }
+    }
+
     /// The same, opened.
     pub async fn reader_of(&self, node: &Node) -> Result<FileReader> {
         loop {
@@ -258,7 +274,7 @@ impl Mount {
                 Some(staged) => staged.set(wanted.clone()).await?,
                 None => wanted.clone(),
             };
-            let status = if now.is_empty() { None } else { Some(self.fs.set_attributes(&self.nodes.path(id)?, now.request()).await?) };
+            let status = if now.is_empty() { None } else { Some(self.fs.set_attributes(&self.sure_path(&node).await?, now.request()).await?) };
             node.set_status(status.unwrap_or_else(|| changed(node.status(), &wanted)));
         }
         Ok(self.attr_of(&node))

@@ -134,12 +134,6 @@ struct Place {
     lookups: u64,
 }
 
-impl Place {
-    fn parent(&self) -> u64 {
-        self.names[0].0
-    }
-}
-
 #[derive(Default)]
 struct Inner {
     places: HashMap<u64, Place>,
@@ -149,6 +143,30 @@ struct Inner {
 }
 
 impl Inner {
+    /// The names from a folder up to the root; `None` where one of them was given back.
+    fn names_to(&self, folder: u64) -> Option<Vec<&[u8]>> {
+        let (mut names, mut at) = (Vec::new(), folder);
+        while at != ROOT {
+            let (parent, name) = &self.places.get(&at)?.names[0];
+            names.push(name.as_slice());
+            at = *parent;
+        }
+        Some(names)
+    }
+
+    /// Whether a node is another one, or below it.
+    fn is_below(&self, id: u64, top: u64) -> bool {
+        id == top || self.places.get(&id).is_some_and(|place| id != ROOT && place.names.iter().any(|(parent, _)| self.is_below(*parent, top)))
+    }
+
+    /// A name leads to a node, and to none other any more.
+    fn take_name(&mut self, parent: u64, name: &[u8], id: u64) {
+        let before = self.names.insert((parent, name.to_vec()), id).filter(|before| *before != id);
+        if let Some(place) = before.and_then(|before| self.places.get_mut(&before)).filter(|place| place.names.len() > 1) {
+            place.names.retain(|(of, other)| *of != parent || other != name);
+        }
+    }
+
     fn lead_nowhere(&mut self, names: &[(u64, Vec<u8>)], id: u64) {
         for name in names {
             if self.names.get(name) == Some(&id) {
@@ -191,15 +209,15 @@ impl Nodes {
     /// Where a node is in the namespace.
     pub fn path(&self, id: u64) -> Result<AbsPath> {
         let inner = lock(&self.inner);
-        let mut names = Vec::new();
-        let mut at = id;
-        while at != ROOT {
-            let place = inner.places.get(&at).ok_or_else(stale)?;
-            let (parent, name) = &place.names[0];
-            names.push(name);
-            at = *parent;
+        if id == ROOT {
+            return Ok(self.top.clone());
         }
-        names.into_iter().rev().try_fold(self.top.clone(), |path, name| path.join(name))
+        // The folder of a name that nobody has open may have been given back.
+        let place = inner.places.get(&id).ok_or_else(stale)?;
+        place.names.iter().find_map(|(parent, name)| Some((inner.names_to(*parent)?, name))).ok_or_else(stale).and_then(|(above, name)| {
+            let above = above.into_iter().rev().try_fold(self.top.clone(), |path, name| path.join(name))?;
+            above.join(name)
+        })
     }
 
     /// Where a name below a node is.
@@ -211,7 +229,7 @@ impl Nodes {
     pub fn show(&self, parent: u64, name: &[u8], status: FileStatus) -> Arc<Node> {
         let mut inner = lock(&self.inner);
         let known = inner.names.get(&(parent, name.to_vec())).copied();
-        let other = if status.other_names > 0 { inner.shared.get(&status.file_id).copied() } else { None };
+        let other = if status.other_names > 0 { Some(inner.shared.get(&status.file_id).copied().unwrap_or(status.file_id)) } else { None };
         for id in [known, other].into_iter().flatten() {
             let Some(place) = inner.places.get_mut(&id).filter(|place| place.node.stands_for(&status)) else { continue };
             if known != Some(id) && lock(&place.node.status).file_id != status.file_id {
@@ -223,7 +241,7 @@ impl Nodes {
             place.names.insert(0, (parent, name.to_vec()));
             let (node, shared) = (place.node.clone(), (status.other_names > 0).then_some(status.file_id));
             node.set_status(status);
-            inner.names.insert((parent, name.to_vec()), id);
+            inner.take_name(parent, name, id);
             inner.shared.extend(shared.map(|file| (file, id)));
             return node;
         }
@@ -231,7 +249,7 @@ impl Nodes {
         let id = id.unwrap_or(status.file_id);
         let node = Node::new(id, &status);
         inner.places.insert(id, Place { node: node.clone(), names: vec![(parent, name.to_vec())], lookups: 1 });
-        inner.names.insert((parent, name.to_vec()), id);
+        inner.take_name(parent, name, id);
         if status.other_names > 0 {
             inner.shared.insert(status.file_id, id);
         }
@@ -268,6 +286,7 @@ impl Nodes {
         let mut inner = lock(&self.inner);
         let Some(names) = inner.places.get(&node.id).map(|place| place.names.clone()) else { return };
         inner.lead_nowhere(&names, node.id);
+        inner.shared.retain(|_, id| *id != node.id);
     }
 
     /// What was under a name is gone, unless it is known under another one.
@@ -292,6 +311,17 @@ impl Nodes {
         true
     }
 
+    /// Where else than at `path` a node is known to be.
+    pub fn other_paths(&self, node: &Node, path: &AbsPath) -> Vec<AbsPath> {
+        let inner = lock(&self.inner);
+        let Some(place) = inner.places.get(&node.id) else { return Vec::new() };
+        let whole = |(parent, name): &(u64, Vec<u8>)| {
+            let above = inner.names_to(*parent)?.into_iter().rev().try_fold(self.top.clone(), |path, name| path.join(name)).ok()?;
+            above.join(name).ok().filter(|other| other != path)
+        };
+        place.names.iter().filter_map(whole).collect()
+    }
+
     /// Whether the kernel knows a node under several names.
     pub fn has_others(&self, node: &Node) -> bool {
         lock(&self.inner).places.get(&node.id).is_some_and(|place| place.names.len() > 1)
@@ -313,16 +343,7 @@ impl Nodes {
     /// Nodes at or below one that are being written.
     pub fn written_below(&self, top: u64) -> Vec<Arc<Node>> {
         let inner = lock(&self.inner);
-        let below = |mut at: u64| loop {
-            if at == top {
-                return true;
-            }
-            match inner.places.get(&at) {
-                Some(place) if at != ROOT => at = place.parent(),
-                _ => return false,
-            }
-        };
-        let written = inner.places.values().filter(|place| matches!(place.node.in_use(), Use::Staged(_)) && below(place.node.id));
+        let written = inner.places.values().filter(|place| matches!(place.node.in_use(), Use::Staged(_)) && inner.is_below(place.node.id, top));
         written.map(|place| place.node.clone()).collect()
     }
 }

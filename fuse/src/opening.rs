@@ -44,7 +44,12 @@ impl Mount {
             Err(e) if e.kind() == ErrorKind::AlreadyExists && flags & nix::libc::O_EXCL == 0 => {
                 let node = self.lookup(parent, name).await?;
                 return match self.open(node.id, flags, backing).await {
-                    Ok((handle, how)) => Ok((node, handle, how)),
+                    Ok((handle, how)) => {
+                        if flags & nix::libc::O_TRUNC != 0 && uid != 0 {
+                            self.drop_privileges(node.id).await?;
+                        }
+                        Ok((node, handle, how))
+                    }
                     Err(e) => {
                         self.nodes.forget(node.id, 1);
                         Err(e)
@@ -256,7 +261,10 @@ impl Mount {
         if node.is_gone() {
             return Ok(());
         }
-        let path = self.nodes.path(node.id)?;
+        if !staged.is_dirty() {
+            return Ok(());
+        }
+        let path = self.sure_path(node).await?;
         if let Some(status) = staged.hand_over(&self.fs, &path).await? {
             node.set_status(status);
         }
@@ -354,8 +362,8 @@ impl Mount {
         if node.is_gone() {
             return Err(err!(NotFound, "this file was deleted"));
         }
-        let reader = self.reader_of(node).await?;
-        let path = self.nodes.path(node.id)?;
+        let path = self.sure_path(node).await?;
+        let reader = self.fs.open(&path).await?;
         let staged = Arc::new(Staged::load(&self.config.staging_dir, &reader, size).await?);
         staged.cut(size).await?;
         if let Some(status) = staged.hand_over(&self.fs, &path).await? {

@@ -142,8 +142,7 @@ impl Drop for Active {
 fn recorded_outcome(core: &Core, call: Option<&Caller>) -> Result<()> {
     let Some(call) = call else { return Ok(()) };
     match core.store.view().record::<Reply>(Cf::Reply, &reply_key(call.client_id, call.sequence))? {
-        Some(reply) if reply.error_kind != 0 => Err(Error::new(ErrorKind::from_code(reply.error_kind), reply.error_message)),
-        Some(_) => Ok(()),
+        Some(reply) => crate::apply::refusal(&reply).map_or(Ok(()), Err),
         None => Err(err!(Expired, "the under store has answered, and what it said is not remembered any more: look before repeating the call")),
     }
 }

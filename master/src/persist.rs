@@ -126,8 +126,8 @@ impl Persist {
         let mut pause = None;
         loop {
             match core.change(caller, op.clone()).await {
-                Err(e) if e.kind() == ErrorKind::Busy && Instant::now() < deadline && publishing_at(core, paths)? => {
-                    pause.get_or_insert_with(|| self.pause(paths));
+                Err(e) if e.kind() == ErrorKind::Busy && Instant::now() < deadline && publishing_at(core, &stored_at(core, paths))? => {
+                    pause.get_or_insert_with(|| self.pause(&stored_at(core, paths).iter().collect::<Vec<_>>()));
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
                 other => return other,
@@ -303,8 +303,18 @@ impl Drop for Place<'_> {
     }
 }
 
+/// The paths that under stores have what is at these paths under.
+fn stored_at(core: &Core, paths: &[&AbsPath]) -> Vec<AbsPath> {
+    let view = core.store.view();
+    let record = |path: &AbsPath| {
+        let walk = namespace::walk(&view, path).ok().filter(|walk| walk.is_complete() && walk.deepest().alias.is_some())?;
+        view.path_of(walk.deepest().id()).ok()
+    };
+    paths.iter().map(|path| record(path).unwrap_or_else(|| (*path).clone())).collect()
+}
+
 /// Whether a file at or below one of these paths is being published.
-fn publishing_at(core: &Core, paths: &[&AbsPath]) -> Result<bool> {
+fn publishing_at(core: &Core, paths: &[AbsPath]) -> Result<bool> {
     let view = core.store.view();
     for lease in view.leases()?.into_iter().filter(|l| l.publishing) {
         if let Ok(path) = view.path_of(InodeId(lease.file_id))

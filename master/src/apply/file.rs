@@ -1,7 +1,7 @@
 //! Files under construction: create, add blocks, complete, abandon, renew the lease.
 
 use super::context::Context;
-use super::{block, delete, folder, persist, quota, reopen, replication};
+use super::{block, delete, folder, names, persist, quota, reopen, replication};
 use crate::namespace::{self, Found, WRITE, acl, block_ids, blocks_for, layout};
 use crate::store::{Cf, Reader, id_key, leaving_key};
 use forebay_common::layout::shorter_than;
@@ -112,7 +112,7 @@ fn begin_replacing(c: &mut Context<'_, '_>, op: &Create, path: &AbsPath, found: 
     namespace::check(&c.who, &old, WRITE, path)?;
     c.check_no_tombstone(found.parent, &found.name, path)?;
     if op.to_ufs && !op.asynchronous {
-        persist::check_arrived(&*c.txn, path)?;
+        persist::check_arrived(&*c.txn, &c.txn.path_of(InodeId(old.id))?)?;
     }
     let lease = Lease { file_id: old.id, ttl_ms: op.lease_ttl_ms, worker_id: op.worker_id, holder: op.holder.clone(), ..Lease::default() };
     let lease_id = c.grant_lease(lease);
@@ -418,7 +418,7 @@ pub fn abandon(c: &mut Context<'_, '_>, op: &Abandon) -> Result<()> {
         }
         return give_up_publishing(c, &lease);
     }
-    let (link, inode, lease) = match leased(c, op.file_id, op.lease_id) {
+    let (link, mut inode, lease) = match leased(c, op.file_id, op.lease_id) {
         Err(e) if e.kind() == forebay_common::ErrorKind::Expired => return Ok(()),
         other => other?,
     };
@@ -428,6 +428,7 @@ pub fn abandon(c: &mut Context<'_, '_>, op: &Abandon) -> Result<()> {
     if lease.replacement.is_some() {
         return give_up_replacing(c, &link, inode, &lease);
     }
+    names::drop_others(c, &mut inode)?;
     delete::remove_entry(c, InodeId(link.parent_id), &link.name, inode);
     Ok(())
 }

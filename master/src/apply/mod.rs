@@ -29,6 +29,7 @@ pub use attributes::check_x_attr;
 pub use file::FIRST_STAMP;
 pub use jobs::RUNNING;
 pub use persist::check_arrived;
+pub use replies::refusal;
 
 #[cfg(test)]
 mod tests;
@@ -111,7 +112,8 @@ pub fn apply_entry(store: &Store, commands: &[Command], applied: &mut AppliedRec
 }
 
 fn failure(e: &Error) -> Reply {
-    Reply { error_kind: e.kind().code(), error_message: e.message().to_owned(), ..Reply::default() }
+    let error_stays = e.kind().is_retryable() && !e.is_retryable();
+    Reply { error_kind: e.kind().code(), error_message: e.message().to_owned(), error_stays, ..Reply::default() }
 }
 
 fn initialise(txn: &mut Txn<'_>, counters: &mut forebay_proto::store::Counters) {

@@ -43,7 +43,7 @@ fn words(bytes: u64) -> String {
 
 /// Whether a change is somebody's, to be refused where there is no more: not what is found, nor what was acknowledged already.
 fn is_asked_for(op: Option<&Op>) -> bool {
-    matches!(op, Some(Op::Create(_) | Op::Mkdir(_) | Op::Rename(_) | Op::AddBlocks(_)))
+    matches!(op, Some(Op::Create(_) | Op::Mkdir(_) | Op::MakeNode(_) | Op::HardLink(_) | Op::Rename(_) | Op::AddBlocks(_)))
 }
 
 /// Charges a change of what is in `folder` to all that have a quota, it and those above. Errors: one of them is exceeded.

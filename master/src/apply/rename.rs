@@ -45,7 +45,7 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
     namespace::check_folder_of(&c.who, &below.inode, &target)?;
     namespace::check_sticky(&c.who, &above.inode, &found.inode, &source)?;
     // What was in the store under the target's name stays there when a file of the cache alone takes the name.
-    let mut shadows = false;
+    let (mut shadows, mut leaves_object) = (false, false);
     if to.is_complete() {
         let old = to.deepest().clone();
         if !op.overwrite {
@@ -71,7 +71,10 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
             // What the store has of it moves away with its record.
             names::unlink(c, &to, &old)?;
         } else {
-            shadows = !found.inode.persisted && (old.inode.persisted || old.inode.shadows);
+            let in_store = old.inode.persisted || old.inode.shadows;
+            // One more name of a file is in no store: nothing takes the place of what is there.
+            leaves_object = in_store && found.alias.is_some();
+            shadows = in_store && !found.inode.persisted;
             remove_entry(c, old.parent, &old.name, old.inode);
         }
     } else {
@@ -80,6 +83,17 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
     c.reply.file_id = found.inode.id;
     if found.alias.is_some() {
         names::move_alias(c, &found, below.id(), &name);
+        if let Some((mount_id, _)) = to.mount.filter(|_| leaves_object) {
+            let pending = Pending {
+                mount_id: mount_id.get(),
+                kind: "delete".into(),
+                source_key: to.name_key(&target).into(),
+                source_parent_id: below.id().get(),
+                source_name: name.into(),
+                ..Pending::default()
+            };
+            add_pending(c, pending);
+        }
         c.note_removal(found.entry().0)?;
         c.note_change(below.id());
         return Ok(());
@@ -109,7 +123,7 @@ pub fn rename(c: &mut Context<'_, '_>, op: &Rename) -> Result<()> {
             mount_id: mount_id.get(),
             kind: "rename".into(),
             source_key: from.ufs_key(&source).into(),
-            target_key: to.ufs_key(&target).into(),
+            target_key: to.name_key(&target).into(),
             folder: inode.folder,
             source_parent_id: found.parent.get(),
             source_name: found.name.clone().into(),

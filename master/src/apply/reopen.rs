@@ -123,7 +123,7 @@ pub fn concat(c: &mut Context<'_, '_>, op: &Concat) -> Result<()> {
             return Err(err!(Busy, "{source} is being written, or is on its way to its under store"));
         }
         same(&source, &old.inode, *changed_index)?;
-        if old.parent != found.parent || delete::mount_of(&from) != delete::mount_of(&walk) {
+        if old.parent != found.entry().0 || delete::mount_of(&from) != delete::mount_of(&walk) {
             return Err(err!(InvalidArgument, "{source} is not in the folder of {path}"));
         }
         if old.inode.block_size_bytes > inode.block_size_bytes || old.inode.page_size_bytes != inode.page_size_bytes {
@@ -156,7 +156,7 @@ pub fn concat(c: &mut Context<'_, '_>, op: &Concat) -> Result<()> {
     }
     inode.short_blocks = shorter_than(inode.block_size_bytes, &lengths).ok_or_else(|| err!(Internal, "{path}: a block without bytes"))?;
     check_short(&inode)?;
-    c.note_removal(found.parent)?;
+    c.note_removal(found.entry().0)?;
     (inode.to_ufs, inode.asynchronous, inode.cached) = (op.to_ufs, op.to_ufs, true);
     inode.modified_ms = c.now_ms();
     if inode.asynchronous {

@@ -7,7 +7,7 @@
 
 use super::Limits;
 use crate::store::{Cf, Reader, Txn, id_key, reply_key};
-use forebay_common::{ErrorKind, Result};
+use forebay_common::{Error, ErrorKind, Result};
 use forebay_proto::journal::{Command, Reply, command::Op};
 use forebay_proto::store::{ClientReplies, Counters};
 
@@ -30,6 +30,12 @@ pub fn remembered(txn: &Txn<'_>, command: &Command) -> Result<Option<Reply>> {
         error_message: "this call is older than what is remembered of its client: whether it was done is not known, look before repeating it".into(),
         ..Reply::default()
     }))
+}
+
+/// The error that an answer tells, if it tells one.
+pub fn refusal(reply: &Reply) -> Option<Error> {
+    let kind = Some(ErrorKind::from_code(reply.error_kind)).filter(|_| reply.error_kind != 0)?;
+    Some(Error::new(kind, reply.error_message.clone()).with_retryable(kind.is_retryable() && !reply.error_stays))
 }
 
 fn not_theirs() -> Reply {
@@ -90,7 +96,7 @@ pub const FIRST_CALLS: u64 = 64;
 /// Keeps the answer and forgets what leaves the window.
 pub fn remember(txn: &mut Txn<'_>, command: &Command, reply: &Reply, change: u64, counters: &mut Counters, limits: &Limits) -> Result<()> {
     // A refusal that may be tried again has changed nothing: the next try is to be answered afresh.
-    if command.client_id == 0 || (reply.error_kind != 0 && ErrorKind::from_code(reply.error_kind).is_retryable()) {
+    if command.client_id == 0 || refusal(reply).is_some_and(|e| e.is_retryable()) {
         return Ok(());
     }
     let key = id_key(command.client_id);

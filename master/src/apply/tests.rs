@@ -151,6 +151,10 @@ fn path() -> impl Strategy<Value = String> {
     proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("c")], 1..4).prop_map(|names| names.iter().map(|n| format!("/{n}")).collect())
 }
 
+fn short() -> impl Strategy<Value = String> {
+    prop_oneof![Just("/a"), Just("/b"), Just("/c"), Just("/a/a"), Just("/b/a")].prop_map(str::to_owned)
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (path(), any::<bool>()).prop_map(|(p, r)| Step::Mkdir(p, r)),
@@ -159,6 +163,11 @@ fn step() -> impl Strategy<Value = Step> {
         (path(), any::<bool>()).prop_map(|(p, r)| Step::Delete(p, r)),
         (path(), path(), any::<bool>()).prop_map(|(a, b, o)| Step::Rename(a, b, o)),
         (path(), path()).prop_map(|(a, b)| Step::Link(a, b)),
+        // Among few paths, so that names of one file meet.
+        (short(), 0u64..400_000, any::<bool>()).prop_map(|(p, l, o)| Step::Write(p, l, o)),
+        (short(), short()).prop_map(|(a, b)| Step::Link(a, b)),
+        (short(), short()).prop_map(|(a, b)| Step::Rename(a, b, true)),
+        short().prop_map(|p| Step::Delete(p, true)),
         (path(), any::<bool>()).prop_map(|(p, set)| Step::Quota(p, set)),
     ]
 }
@@ -390,7 +399,7 @@ fn run(machine: &mut Machine, step: &Step) -> Result<(), ErrorKind> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn follows_the_reference_model(steps in proptest::collection::vec(step(), 1..80)) {
@@ -814,4 +823,28 @@ fn a_mount_is_updated_in_place() {
     assert_eq!(machine.one(Op::Mkdir(Mkdir { path: bytes("/d"), ..Default::default() })).error_kind, ErrorKind::ReadOnly.code());
     let theirs = machine.entry(&[call(5, 1, "mallory", update(&[]))]).remove(0);
     assert_eq!(theirs.error_kind, ErrorKind::PermissionDenied.code());
+}
+
+#[test]
+fn what_stays_refused_is_not_tried_again() {
+    let mut machine = Machine::new();
+    machine.one(Op::Mkdir(Mkdir { path: bytes("/q"), mode: 0o755, ..Mkdir::default() }));
+    machine.one(Op::SetQuota(SetQuota { path: bytes("/q"), names: Some(2), bytes: None }));
+    let mkdir = |name: &str| Op::Mkdir(Mkdir { path: bytes(name), mode: 0o755, ..Mkdir::default() });
+    assert!(refusal(&machine.one(mkdir("/q/a"))).is_none());
+    let refused = machine.one(mkdir("/q/b"));
+    let e = refusal(&refused).unwrap();
+    assert_eq!((e.kind(), e.is_retryable(), ErrorKind::NoSpace.is_retryable()), (ErrorKind::NoSpace, false, true));
+}
+
+#[test]
+fn a_file_that_is_given_up_takes_all_its_names_with_it() {
+    let mut machine = Machine::new();
+    let create =
+        Create { path: bytes("/f"), block_size_bytes: 65_536, page_size_bytes: 65_536, cached: true, lease_ttl_ms: 10, ..Default::default() };
+    let made = machine.one(Op::Create(create));
+    assert_eq!(machine.one(Op::HardLink(HardLink { source: bytes("/f"), target: bytes("/g") })).error_kind, 0);
+    let abandon = Abandon { file_id: made.file_id, lease_id: made.lease_id, expired_only: false };
+    assert_eq!(machine.one(Op::Abandon(abandon)).error_kind, 0);
+    assert_eq!(machine.paths(), Paths::new());
 }

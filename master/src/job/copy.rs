@@ -100,7 +100,10 @@ pub async fn run(core: &Arc<Core>, running: &Arc<Running>) -> Result<()> {
 /// Deletes what was copied and is still what it was; folders last, and only those that are empty by then: what was written there
 /// meanwhile stays.
 async fn delete_copied(core: &Arc<Core>, who: &Who, mut copied: Vec<(AbsPath, Inode)>) -> Result<()> {
-    copied.sort_by_key(|(path, inode)| (inode.folder, std::cmp::Reverse(path.components().count())));
+    // Of a file with several names first those that are no key in its store: taking that one away would change the file.
+    let is_record =
+        |path: &AbsPath, inode: &Inode| inode.other_names.is_empty() || core.store.view().path_of(InodeId(inode.id)).is_ok_and(|at| at == *path);
+    copied.sort_by_cached_key(|(path, inode)| (inode.folder, is_record(path, inode), std::cmp::Reverse(path.components().count())));
     for (path, was) in copied {
         let now = core.store.view().inode(InodeId(was.id))?.map(|(_, inode)| inode);
         let same = now.is_some_and(|now| now.folder || (now.content_version == was.content_version && now.fingerprint == was.fingerprint));
@@ -161,8 +164,6 @@ async fn file(core: &Arc<Core>, running: &Running, in_pieces: &Semaphore, path: 
         }
     }
     let Some(mount) = resolved.mount.clone() else { return Err(err!(InvalidArgument, "{target} lies in no mount")) };
-    let key = resolved.walk.ufs_key(&target);
-    let split = pieces::split(core, &mount, &key, &inode);
     let (_, ufs) = read_source(core, &inode)?;
     let (holder, _) = source::holder_of_most(core, &inode);
     let live = core.soft.workers.live();
@@ -182,6 +183,13 @@ async fn file(core: &Arc<Core>, running: &Running, in_pieces: &Semaphore, path: 
         ..journal::Create::default()
     };
     let made = core.change_as(who, Op::Create(create)).await?;
+    // Of a target that is one of several names of a file it is another one's.
+    let key = {
+        let view = core.store.view();
+        let stored_at = view.path_of(InodeId(made.file_id))?;
+        namespace::walk(&view, &stored_at)?.ufs_key(&stored_at)
+    };
+    let split = pieces::split(core, &mount, &key, &inode);
     let written = while_leased(core, made.file_id, made.lease_id, async {
         let begun = match split {
             Some(split) => pieces::begin(split, &inode).await,

@@ -102,6 +102,9 @@ impl Load {
         let (Some(parent), Some(name), true) = (path.parent(), path.name(), first_try) else {
             return load_order(&self.core, InodeId(inode.id), inode, id);
         };
+        if !inode.other_names.is_empty() {
+            return load_order(&self.core, InodeId(inode.id), inode, id);
+        }
         let known = self.folder.lock().unwrap_or_else(|e| e.into_inner()).clone().filter(|folder| folder.path == parent);
         let folder = match known {
             Some(folder) => folder,

@@ -17,7 +17,7 @@ pub use types::{Batch, BatchReply, NODE_ID, TypeConfig};
 use crate::apply::Applied;
 use crate::store::Store;
 use forebay_common::config::MasterConfig;
-use forebay_common::{Error, ErrorKind, Result, counter, err, gauge};
+use forebay_common::{Result, counter, err, gauge};
 use forebay_proto::journal::{Command, Reply};
 use log_store::LogStore;
 use openraft::error::{ClientWriteError, InitializeError, RaftError};
@@ -137,9 +137,9 @@ impl Journal {
         QUEUED.inc();
         let reply =
             answered.await.map_err(|_| err!(Unavailable, "the journal closed before it answered; whether the change is done is not known"))??;
-        match reply.error_kind {
-            0 => Ok(reply),
-            kind => Err(Error::new(ErrorKind::from_code(kind), reply.error_message)),
+        match crate::apply::refusal(&reply) {
+            None => Ok(reply),
+            Some(e) => Err(e),
         }
     }
 

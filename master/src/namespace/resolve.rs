@@ -66,10 +66,15 @@ impl Walk {
         if self.is_complete() { Ok(self.deepest()) } else { Err(err!(NotFound, "{path} does not exist")) }
     }
 
-    /// The key below the mount's root of the whole path.
+    /// The key below the mount's root of what is at the whole path: of a file with several names that of its record's.
     pub fn ufs_key(&self, path: &AbsPath) -> Vec<u8> {
+        self.name_key(self.stored_at.as_ref().unwrap_or(path))
+    }
+
+    /// The key below the mount's root of this very name, whatever is there.
+    pub fn name_key(&self, path: &AbsPath) -> Vec<u8> {
         let depth = self.mount.map_or(0, |(_, depth)| depth);
-        self.stored_at.as_ref().unwrap_or(path).components().skip(depth).collect::<Vec<_>>().join(&b'/')
+        path.components().skip(depth).collect::<Vec<_>>().join(&b'/')
     }
 }
 
