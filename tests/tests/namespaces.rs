@@ -114,14 +114,8 @@ fn bytes_read(address: &str) -> (u64, u64) {
     (metrics["Cluster.BytesReadDomain"].as_u64().expect("counter"), metrics["Cluster.BytesReadRemote"].as_u64().expect("counter"))
 }
 
-/// (S-9) A client beside the block's worker moves every byte through the Unix socket, any other over the network, and both
-/// are counted to the byte.
-#[test]
-fn word_count_beside_the_block_and_away_from_it() {
-    let mut net = match Net::new() {
-        Ok(net) => net,
-        Err(why) => return eprintln!("SKIPPED: network namespaces are not possible here: {why}"),
-    };
+/// A master outside, and a worker on each of the sides; the master's address, and the workers' processes.
+fn cluster(net: &mut Net) -> (String, Vec<u32>) {
     let subnet = net.subnet;
     let insecure = "[security]\nallow_insecure_bind = true\n";
     let config = net.config(
@@ -155,6 +149,19 @@ fn word_count_beside_the_block_and_away_from_it() {
         command.args(["netns", "exec", &format!("{}{i}", net.tag), "unshare", "-m", "--propagation", "private", "sh", "-ec", &script]);
         processes.push(net.spawn(command).0);
     }
+    (address, processes)
+}
+
+/// (S-9) A client beside the block's worker moves every byte through the Unix socket, any other over the network, and both
+/// are counted to the byte.
+#[test]
+fn word_count_beside_the_block_and_away_from_it() {
+    let mut net = match Net::new() {
+        Ok(net) => net,
+        Err(why) => return eprintln!("SKIPPED: network namespaces are not possible here: {why}"),
+    };
+    let subnet = net.subnet;
+    let (address, processes) = cluster(&mut net);
     let side = |i: usize| Side { net: &net, master: address.clone(), process: processes[i] };
 
     let licence = Path::new(env!("CARGO_MANIFEST_DIR")).join("../LICENSE");
@@ -176,4 +183,97 @@ fn word_count_beside_the_block_and_away_from_it() {
     assert_eq!(side(2).run(count, true), words);
     let away = bytes_read(&address);
     assert_eq!((away.0 - remote.0, away.1 - remote.1), (0, size), "on another machine: all through the network");
+}
+
+/// What each of two sides does in the folder that they share: argument 1 is which one it is.
+const SHARING: &str = r#"
+import hashlib, os, random, sys, time
+side, top = sys.argv[1], sys.argv[2]
+os.chdir(top)
+random.seed(side)
+def whole(n):
+    body = (side + str(n)).encode() * random.randrange(1, 3000)
+    return hashlib.sha256(body).digest() + body
+won, seen = [], 0
+open('here' + side, 'w').close()
+while not all(os.path.exists('here' + s) for s in '01'): time.sleep(0.01)
+for n in range(150):
+    # One of the two makes it.
+    for kind, make in (('f', lambda name: os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))), ('d', os.mkdir)):
+        try:
+            make('race-%s%d' % (kind, n)); won.append('%s%d' % (kind, n))
+        except FileExistsError: pass
+    # Replaced as a whole: nobody sees half of one.
+    tmp = 'tmp%s' % side
+    with open(tmp, 'wb') as f: f.write(whole(n))
+    os.rename(tmp, 'shared%d' % (n % 5))
+    for m in range(5):
+        for attempt in range(20):
+            try:
+                with open('shared%d' % m, 'rb') as f: got = f.read()
+                assert hashlib.sha256(got[32:]).digest() == got[:32], 'half of a file: %d bytes' % len(got)
+                seen += 1
+                break
+            except FileNotFoundError: break
+            except OSError as e:
+                # What was open was replaced by the other side (ESTALE): looked at again.
+                if e.errno != 116: raise
+    # Its own.
+    with open('own%s-%d' % (side, n), 'wb') as f: f.write(whole(n))
+    if n % 3 == 0: os.unlink('own%s-%d' % (side, n))
+    elif n % 3 == 1: os.link('own%s-%d' % (side, n), 'linked%s-%d' % (side, n))
+print(','.join(won), seen)
+"#;
+
+/// (S-33) Two mounts on two machines share a folder: names are won once, files are seen whole, and in the end both see the same.
+#[test]
+fn two_mounts_on_two_machines() {
+    if !forebay_tests::fuse::is_here("two_mounts_on_two_machines") {
+        return;
+    }
+    let mut net = match Net::new() {
+        Ok(net) => net,
+        Err(why) => return eprintln!("SKIPPED: network namespaces are not possible here: {why}"),
+    };
+    let (address, processes) = cluster(&mut net);
+    let script = net.config("sharing.py", SHARING);
+    let mut mounts = Vec::new();
+    for (i, worker) in processes.iter().take(2).enumerate() {
+        let at = net.dir.path().join(format!("mnt{i}"));
+        std::fs::create_dir(&at).expect("folder");
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &worker.to_string(), "-m", "-n"]).arg(forebay()).args(["mount", "--foreground", "--master", &address]).arg(&at);
+        command.env("FOREBAY_CONFIG", "/nonexistent").env("FOREBAY_CLIENT__SOCKET_DIR", "/run/forebay");
+        net.spawn(command);
+        mounts.push(at);
+    }
+    let side = |i: usize| Side { net: &net, master: address.clone(), process: processes[i] };
+    side(0).run(&format!("mkdir {}/d", mounts[0].display()), true);
+    let run = |i: usize| side(i).run(&format!("python3 {script} {i} {}/d", mounts[i].display()), true);
+    let (one, two) = std::thread::scope(|scope| {
+        let two = scope.spawn(|| run(1));
+        (run(0), two.join().expect("the other side"))
+    });
+    let parsed = |text: &str| {
+        let (won, seen) = text.rsplit_once(' ').expect("two words");
+        (won.split(',').map(str::to_owned).collect::<Vec<_>>(), seen.parse::<u64>().expect("a number"))
+    };
+    let ((mut won, seen_one), (others, seen_two)) = (parsed(&one), parsed(&two));
+    eprintln!("won by one {}, by the other {}; {} whole files seen", won.len(), others.len(), seen_one + seen_two);
+    won.extend(others);
+    let all = won.len();
+    won.sort();
+    won.dedup();
+    assert_eq!((all, won.len()), (300, 300), "each name is won once");
+    // Attributes are trusted for a second.
+    std::thread::sleep(std::time::Duration::from_millis(1_200));
+    let look = |i: usize| {
+        side(i).run(
+            &format!("cd {}/d && find . -type f -printf '%p %n ' -exec sha256sum {{}} \\; | sort && find . -type d | sort", mounts[i].display()),
+            true,
+        )
+    };
+    let seen = look(0);
+    assert_eq!(seen, look(1));
+    assert!(seen.lines().count() > 300 && seen.contains(" 2 "), "{seen}");
 }
