@@ -41,6 +41,41 @@ pub struct Cluster {
     _turn: Flock<std::fs::File>,
 }
 
+/// Runs helm with homes of its own.
+pub fn helm(arguments: &[&str]) -> Output {
+    let dir = tempfile::tempdir().expect("a folder");
+    let homes = ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"];
+    Command::new(programs().join("helm")).args(arguments).envs(homes.map(|home| (home, dir.path()))).output().expect("helm")
+}
+
+/// What the chart renders under these values, with whatever else helm is told. Errors: what helm says.
+pub fn render(values: &Path, more: &[&str]) -> Result<String, String> {
+    let chart = chart();
+    let mut arguments =
+        vec!["template", "forebay", chart.to_str().expect("readable"), "--namespace", "cache", "--values", values.to_str().expect("readable")];
+    arguments.extend(more);
+    let output = helm(&arguments);
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    // The one thing that is drawn at random.
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text.lines().map(|line| if line.starts_with("  secret: ") { "  secret: RFJBV04=" } else { line }).collect::<Vec<_>>().join("\n") + "\n")
+}
+
+/// A folder of the chart's tests.
+pub fn chart_tests(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("helm").join(name)
+}
+
+/// Sets of values, each with its name.
+pub fn value_sets() -> Vec<(String, PathBuf)> {
+    let mut all: Vec<PathBuf> = std::fs::read_dir(chart_tests("values")).expect("readable").map(|entry| entry.expect("readable").path()).collect();
+    all.sort();
+    assert!(all.len() >= 20, "{} sets of values", all.len());
+    all.into_iter().map(|path| (path.file_stem().expect("readable").to_string_lossy().into_owned(), path)).collect()
+}
+
 /// What a command said, and how it ended.
 fn said(output: &Output) -> String {
     format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))

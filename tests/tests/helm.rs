@@ -5,54 +5,23 @@
 
 use forebay_tests::kube;
 use similar::TextDiff;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-fn helm(arguments: &[&str]) -> Output {
-    let dir = tempfile::tempdir().expect("a folder");
-    let homes = ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"];
-    Command::new(kube::programs().join("helm")).args(arguments).envs(homes.map(|home| (home, dir.path()))).output().expect("helm")
-}
-
-fn render(values: &Path, more: &[&str]) -> Result<String, String> {
-    let chart = kube::chart();
-    let mut arguments = vec!["template", "forebay", chart.to_str().unwrap(), "--namespace", "cache", "--values", values.to_str().unwrap()];
-    arguments.extend(more);
-    let output = helm(&arguments);
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-    }
-    // The one thing that is drawn at random.
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(text.lines().map(|line| if line.starts_with("  secret: ") { "  secret: DRAWN" } else { line }).collect::<Vec<_>>().join("\n") + "\n")
-}
-
-fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("helm").join(name)
-}
-
-fn sets() -> Vec<(String, PathBuf)> {
-    let mut all: Vec<PathBuf> = std::fs::read_dir(folder("values")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    all.sort();
-    assert!(all.len() >= 20, "{} sets of values", all.len());
-    all.into_iter().map(|path| (path.file_stem().unwrap().to_string_lossy().into_owned(), path)).collect()
-}
+use std::process::Command;
 
 #[test]
 fn what_it_renders_is_what_is_on_file() {
     let bless = std::env::var_os("FOREBAY_TEST_BLESS").is_some();
-    let default = render(&folder("values").join("default.yaml"), &[]).unwrap();
-    for (name, values) in sets() {
+    let default = kube::render(&kube::chart_tests("values").join("default.yaml"), &[]).unwrap();
+    for (name, values) in kube::value_sets() {
         // A cluster with Prometheus' operator has a kind more.
         let more: &[&str] = if name == "metrics" { &["--api-versions", "monitoring.coreos.com/v1/PodMonitor"] } else { &[] };
-        let rendered = render(&values, more).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let golden = folder("golden").join(if name == "default" { "default.yaml".to_owned() } else { format!("{name}.diff") });
+        let rendered = kube::render(&values, more).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let golden = kube::chart_tests("golden").join(if name == "default" { "default.yaml".to_owned() } else { format!("{name}.diff") });
         let text = match name.as_str() {
             "default" => rendered,
             _ => TextDiff::from_lines(&default, &rendered).unified_diff().context_radius(2).header("default", &name).to_string(),
         };
         if bless {
-            std::fs::create_dir_all(folder("golden")).unwrap();
+            std::fs::create_dir_all(kube::chart_tests("golden")).unwrap();
             std::fs::write(&golden, &text).unwrap();
         }
         let on_file = std::fs::read_to_string(&golden).unwrap_or_default();
@@ -66,9 +35,9 @@ fn what_it_renders_is_what_is_on_file() {
 
 #[test]
 fn helm_has_nothing_to_say_against_it() {
-    for (name, values) in sets() {
+    for (name, values) in kube::value_sets() {
         let chart = kube::chart();
-        let output = helm(&["lint", "--strict", chart.to_str().unwrap(), "--values", values.to_str().unwrap()]);
+        let output = kube::helm(&["lint", "--strict", chart.to_str().unwrap(), "--values", values.to_str().unwrap()]);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }
@@ -117,7 +86,7 @@ fn wrong_values_are_refused_by_name() {
     for (values, named) in wrong {
         let file = dir.path().join("values.yaml");
         std::fs::write(&file, values).unwrap();
-        let refused = render(&file, &[]).err().unwrap_or_else(|| panic!("{values} is taken"));
+        let refused = kube::render(&file, &[]).err().unwrap_or_else(|| panic!("{values} is taken"));
         assert!(refused.contains(named), "{values}: the error does not name {named}: {refused}");
     }
 }
@@ -126,8 +95,8 @@ fn wrong_values_are_refused_by_name() {
 #[test]
 fn the_configuration_is_one() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, values) in sets() {
-        let text = render(&values, &["--show-only", "templates/configmaps.yaml"]).unwrap();
+    for (name, values) in kube::value_sets() {
+        let text = kube::render(&values, &["--show-only", "templates/configmaps.yaml"]).unwrap();
         let mut checked = 0;
         for part in text.split("  forebay.toml: |\n").skip(1) {
             let config: String =

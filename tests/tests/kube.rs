@@ -533,9 +533,9 @@ fn node_is_drained(all: &Installed) {
     for i in 0..10 {
         all.try_forebay(&["fs", "put", "--write-type", "cache_only", source.to_str().expect("text"), &format!("/drained-{i}")]).expect("put");
     }
-    all.cluster.kubectl(&["cordon", "node-2"]);
+    // A drain leaves a DaemonSet's pods; the node's shutdown after it ends them.
+    all.cluster.kubectl(&["drain", "node-2", "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s"]);
     let worker = all.pod_of("worker", "node-2");
-    // What a drain does to a DaemonSet's pod when its node is shut down.
     all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", &worker, "--grace-period=60"]);
     for i in 0..10 {
         let text = all.try_forebay(&["fs", "cat", &format!("/drained-{i}")]).unwrap_or_else(|e| panic!("a file of the cache alone is lost: {e}"));

@@ -87,6 +87,30 @@ async fn ask(ip: &str, master: SocketAddr, path: &str, each: usize) -> (u128, u1
     percentiles(futures::future::join_all(callers).await.concat())
 }
 
+/// The API server takes what the chart renders under every set of values, and the examples; kinds of operators that are not there it does not know.
+fn manifests_are_taken(kubernetes: &kube::Cluster) {
+    for namespace in ["cache", "trino", "flink"] {
+        kubernetes.kubectl(&["create", "namespace", namespace]);
+    }
+    let dir = kubernetes.dir().join("rendered.yaml");
+    let file = dir.to_str().expect("text");
+    let taken = |name: &str, text: &str| {
+        std::fs::write(&dir, text).expect("write");
+        let (done, said) = kubernetes.try_run("kubectl", &["apply", "--server-side", "--dry-run=server", "-f", file]);
+        assert!(done || (said.contains("no matches for kind \"SparkApplication\"") && said.matches("no matches").count() == 1), "{name}: {said}");
+        assert!(!said.contains("unknown field"), "{name}: {said}");
+    };
+    let sets = kube::value_sets();
+    for (name, values) in &sets {
+        taken(name, &kube::render(values, &[]).expect("rendered"));
+    }
+    for example in std::fs::read_dir(kube::chart().join("../examples")).expect("examples") {
+        let path = example.expect("an entry").path();
+        taken(&path.display().to_string(), &std::fs::read_to_string(&path).expect("read"));
+    }
+    println!("the API server takes what is rendered under {} sets of values, and the examples", sets.len());
+}
+
 /// (S-35) Executors are told as the API server has them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn executors_are_found_whatever_comes_and_goes() {
@@ -97,6 +121,7 @@ async fn executors_are_found_whatever_comes_and_goes() {
     let (nodes, pods) = (number("FOREBAY_TEST_NODES", 12), number("FOREBAY_TEST_PODS", 96));
     let mut rng = forebay_tests::rng("executors_are_found_whatever_comes_and_goes");
     let kubernetes = kube::Cluster::start(nodes, 0);
+    manifests_are_taken(&kubernetes);
     let kubeconfig = kubernetes.forward();
     let mut manifest = String::new();
     for app in 0..APPS {
