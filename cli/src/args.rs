@@ -97,8 +97,11 @@ pub struct MountArgs {
 #[derive(Args)]
 pub struct CsiArgs {
     /// The node's name in Kubernetes
-    #[arg(long, env = "FOREBAY_CLIENT__NODE_NAME")]
+    #[arg(long, env = "FOREBAY_CLIENT__NODE_NAME", default_value = "")]
     pub node: String,
+    /// The controller part: make volumes for claims of storage classes, one process for a cluster
+    #[arg(long, conflicts_with_all = ["kubelet_dir", "inline_files"])]
+    pub controller: bool,
     /// Kubelet's folder
     #[arg(long, default_value = "/var/lib/kubelet", value_name = "DIR")]
     pub kubelet_dir: PathBuf,

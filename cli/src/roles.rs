@@ -78,9 +78,17 @@ pub async fn worker(config: Config) -> Result<()> {
     asked
 }
 
-/// The CSI driver of a node. Its mounts have the same configuration.
+/// The CSI driver of a node, or its controller. Its mounts have the same configuration.
 pub async fn csi(config: &Config, args: CsiArgs, file: Option<&std::path::Path>) -> Result<()> {
     let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        let _ = until_signal(&stop).await;
+        stop.cancel();
+    });
+    if args.controller {
+        return forebay_csi::provision::run(&config.client, args.web, shutdown).await;
+    }
     let mut mount = vec![std::env::current_exe().map_err(at("the path of this program"))?.into_os_string()];
     if let Some(file) = file {
         mount.extend(["--config".into(), file.as_os_str().to_owned()]);
@@ -93,11 +101,6 @@ pub async fn csi(config: &Config, args: CsiArgs, file: Option<&std::path::Path>)
         inline_files: args.inline_files,
         mount,
     };
-    let stop = shutdown.clone();
-    tokio::spawn(async move {
-        let _ = until_signal(&stop).await;
-        stop.cancel();
-    });
     forebay_csi::run(options, shutdown).await
 }
 

@@ -1,12 +1,13 @@
-//! The CSI driver `csi.forebay.io`, node part: a volume of a pod is a folder of the namespace, or the folder with the workers' sockets.
+//! The CSI driver `csi.forebay.io`: a volume of a pod is a folder of the namespace, or the folder with the workers' sockets.
 //!
 //! `run` serves CSI and kubelet's plugin registration on sockets of the node, so that no sidecar is needed. `node` answers kubelet, `volumes` keeps what is published:
-//! each volume of files is a `forebay mount` process of its own, begun anew when it ends by itself.
+//! each volume of files is a `forebay mount` process of its own, begun anew when it ends by itself. `provision` is the controller part.
 //!
 //! Invariants: what kubelet was told is published is written down first, and is there again after the driver was started again; a volume's process is ended, and its mount
 //! taken away, before kubelet is told that it is unpublished.
 
 mod node;
+pub mod provision;
 mod volumes;
 
 use forebay_common::error::at;
@@ -58,6 +59,12 @@ fn listen(path: &Path) -> Result<UnixListener> {
     UnixListener::bind(path).map_err(at(format!("binding {}", path.display())))
 }
 
+fn pages() -> axum::Router {
+    axum::Router::new()
+        .route("/healthz", axum::routing::get(|| async { "ok\n" }))
+        .route("/metrics", axum::routing::get(|| async { ([("content-type", "text/plain; version=0.0.4")], forebay_common::metrics::render()) }))
+}
+
 /// Mounts again what was published, and serves until `shutdown`. Errors: a socket or port that cannot be bound.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     if options.node.is_empty() {
@@ -84,10 +91,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let registrar = Server::builder()
         .add_service(registration::registration_server::RegistrationServer::new(node::Registrar { endpoint }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listen(&registry)?), stop(&shutdown));
-    let pages = axum::Router::new()
-        .route("/healthz", axum::routing::get(|| async { "ok\n" }))
-        .route("/metrics", axum::routing::get(|| async { ([("content-type", "text/plain; version=0.0.4")], forebay_common::metrics::render()) }));
-    let pages = axum::serve(web, pages).with_graceful_shutdown(stop(&shutdown));
+    let pages = axum::serve(web, pages()).with_graceful_shutdown(stop(&shutdown));
     tracing::info!(node = options.node, kubelet_dir = %options.kubelet_dir.display(), "the CSI driver is up");
     let (driver, registrar, pages) = tokio::join!(driver, registrar, pages.into_future());
     let _ = std::fs::remove_file(&registry);

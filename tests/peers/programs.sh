@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Programs that the tests of the mount run on it, installed once: rsync, fio, stress-ng from Debian; pyarrow and DuckDB, at fixed versions, in a virtual
+# Programs that the tests of the mount run on it, installed once: rsync, fio, stress-ng from Debian; pyarrow, DuckDB and boto3, at fixed versions, in a virtual
 # environment of their own. Prints the folder of the environment.
 set -euo pipefail
 cache=${FOREBAY_CACHE:-$HOME/.cache/forebay}/peers/programs
@@ -14,11 +14,11 @@ if [ "${#missing[@]}" -gt 0 ]; then
   apt-get update -qq >&2
   DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq "${missing[@]}" >/dev/null
 fi
-home=$cache/python-1
+home=$cache/python-2
 if [ ! -e "$home/ok" ]; then
   rm -rf "$home"
   python3 -m venv "$home"
-  "$home/bin/pip" -q install pyarrow==21.0.0 duckdb==1.4.1 >&2
+  "$home/bin/pip" -q install pyarrow==21.0.0 duckdb==1.4.1 boto3==1.40.40 >&2
   touch "$home/ok"
 fi
 echo "$home"

@@ -21,6 +21,14 @@ pub fn is_here(test: &str) -> bool {
     here
 }
 
+/// The folder of the Python environment that `peers/programs.sh` makes; the other programs that it installs are in the path then.
+pub fn installed() -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/programs.sh");
+    let output = Command::new("bash").arg(script).output().expect("programs.sh");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8(output.stdout).expect("path").trim())
+}
+
 /// The number of the error that a call ended with; 0: none.
 pub fn errno(done: std::io::Result<impl Sized>) -> i32 {
     done.err().and_then(|e| e.raw_os_error()).unwrap_or(0)

@@ -81,6 +81,9 @@ fn wrong_values_are_refused_by_name() {
         ("image: {digest: latest}", "digest"),
         ("fuse: {enabled: true, hostPath: /run/forebay/mnt}", "fuse.hostPath"),
         ("fuse: {mountOptions: []}", "mountOptions"),
+        ("csi: {enabled: true, storageClasses: [{path: /a}]}", "name"),
+        ("csi: {enabled: true, storageClasses: [{name: a, path: volumes}]}", "path"),
+        ("csi: {enabled: true, storageClasses: [{name: a, reclaimPolicy: Recycle}]}", "reclaimPolicy"),
     ];
     let dir = tempfile::tempdir().unwrap();
     for (values, named) in wrong {
@@ -107,7 +110,7 @@ fn the_configuration_is_one() {
             assert!(output.status.success(), "{name}: {}\n{config}", String::from_utf8_lossy(&output.stderr));
             checked += 1;
         }
-        assert_eq!(checked, if ["fuse", "csi"].contains(&name.as_str()) { 3 } else { 2 }, "{name}");
+        assert_eq!(checked, if ["fuse", "csi", "storage-classes"].contains(&name.as_str()) { 3 } else { 2 }, "{name}");
     }
 }
 

@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("forebay-client", &["forebay-common", "forebay-proto"]),
     ("forebay-webhdfs", &["forebay-common", "forebay-proto", "forebay-client", "forebay-hdfs"]),
     ("forebay-fuse", &["forebay-common", "forebay-proto", "forebay-client"]),
-    ("forebay-csi", &["forebay-common"]),
+    ("forebay-csi", &["forebay-common", "forebay-proto", "forebay-client"]),
     (
         "forebay",
         &[

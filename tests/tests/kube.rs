@@ -44,7 +44,7 @@ worker:
   memory: {{overhead: 512Mi}}
   tiers: [{{medium: {tier}}}]
   drain: {{seconds: 20}}
-csi: {{enabled: true, resources: {{requests: {{cpu: 50m, memory: 64Mi}}, limits: {{memory: 1Gi}}}}}}
+csi: {{enabled: true, storageClasses: [{{name: forebay, path: /volumes}}], resources: {{requests: {{cpu: 50m, memory: 64Mi}}, limits: {{memory: 1Gi}}}}}}
 fuse: {{enabled: true, resources: {{requests: {{cpu: 50m, memory: 64Mi}}, limits: {{memory: 512Mi}}}}}}
 {more}
 "
@@ -366,6 +366,46 @@ fn volumes(all: &Installed, holder: &str) {
     });
 }
 
+/// A claim of the driver's storage class gets a folder of its own, which a pod of an ordinary user writes, and which goes with the claim.
+fn claims(all: &Installed) {
+    let began = std::time::Instant::now();
+    all.cluster.apply(&format!(
+        "{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: own, namespace: {NAMESPACE}}}, spec: {{accessModes: [ReadWriteMany], storageClassName: forebay, resources: {{requests: {{storage: 5Gi}}}}}}}}
+---
+{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: raw, namespace: {NAMESPACE}}}, spec: {{accessModes: [ReadWriteOnce], volumeMode: Block, storageClassName: forebay, resources: {{requests: {{storage: 5Gi}}}}}}}}"
+    ));
+    all.cluster.apply(&format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: writer, namespace: {NAMESPACE}}}, spec: {{nodeName: node-1, terminationGracePeriodSeconds: 1, securityContext: {{runAsUser: 1234, runAsNonRoot: true}}, containers: [{{name: c, image: \"localhost/busybox:1\", \
+         args: [sh, -c, \"echo written > /data/f && /bin/busybox sleep 1000\"], volumeMounts: [{{name: m, mountPath: /data}}]}}], volumes: [{{name: m, persistentVolumeClaim: {{claimName: own}}}}]}}}}"
+    ));
+    let claim = |what: &str| all.cluster.kubectl(&["-n", NAMESPACE, "get", "pvc", "own", "-o", &format!("jsonpath={what}")]);
+    let seen = |path: &str| all.try_forebay(&["fs", "cat", path]);
+    let volume = all.cluster.eventually("the claim is bound", Duration::from_secs(60), || {
+        let volume = claim("{.spec.volumeName}");
+        if volume.starts_with("pvc-") && claim("{.status.phase}") == "Bound" { Ok(volume) } else { Err(claim("{.status.phase}")) }
+    });
+    println!("a claim was bound after {:.1} s", began.elapsed().as_secs_f64());
+    let folder = format!("/volumes/{NAMESPACE}-own-{volume}");
+    all.cluster.eventually("what the pod wrote is in the folder", Duration::from_secs(60), || match seen(&format!("{folder}/f")) {
+        Ok(text) if text == "written\n" => Ok(()),
+        other => Err(format!("{other:?} {}", all.cluster.kubectl(&["-n", NAMESPACE, "describe", "pod", "writer"]))),
+    });
+    // What cannot be is said where people look.
+    all.cluster.eventually("a claim of a block device is told why not", Duration::from_secs(30), || {
+        let text = all.cluster.kubectl(&["-n", NAMESPACE, "describe", "pvc", "raw"]);
+        if text.contains("not a block device") { Ok(()) } else { Err(text) }
+    });
+    all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", "writer", "--now"]);
+    all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pvc", "own", "raw"]);
+    all.cluster.eventually("the volume goes, and its folder", Duration::from_secs(60), || {
+        let (there, text) = all.cluster.try_run("kubectl", &["get", "pv", &volume]);
+        match all.try_forebay(&["fs", "stat", &folder]) {
+            Err(e) if !there && e.contains("does not exist") => Ok(()),
+            other => Err(format!("{text} {other:?}")),
+        }
+    });
+}
+
 /// Pods with this machine's Java and Python: an image of links, and what they lead to as hostPath volumes.
 struct Programs {
     /// Of Spark's virtual environment.
@@ -622,6 +662,7 @@ fn the_chart_on_real_nodes() {
     let holder = words(&all);
     mount_is_killed(&all);
     volumes(&all, &holder);
+    claims(&all);
     all.cluster.apply(&format!(
         "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: spark, namespace: {NAMESPACE}}}}}
 ---

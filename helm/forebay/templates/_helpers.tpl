@@ -245,8 +245,8 @@ annotations:
 
 {{- define "forebay.scheduling" -}}
 serviceAccountName: {{ include "forebay.serviceAccount" . }}
-# Only the master asks the API server for anything.
-automountServiceAccountToken: {{ and (eq .role "master") (ne .root.Values.locality.policy "none") }}
+# Only these two ask the API server for anything.
+automountServiceAccountToken: {{ or (eq .role "csi-controller") (and (eq .role "master") (ne .root.Values.locality.policy "none")) }}
 # Services of this namespace are no configuration.
 enableServiceLinks: false
 {{- with .root.Values.imagePullSecrets }}
