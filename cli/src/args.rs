@@ -77,6 +77,9 @@ pub struct MountArgs {
     /// read_ahead_kb, staging_dir, allow_other, hard
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
+    /// Take a mount that is there over from its process, with what is open in it: an upgrade that programs do not notice. Where none is there, mount
+    #[arg(long)]
+    pub take_over: bool,
     /// Stay until it is unmounted, or this is told to stop (SIGTERM)
     #[arg(long, short = 'f')]
     pub foreground: bool,

@@ -47,7 +47,7 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
     }
     if args.foreground {
         let shown = mountpoint.display().to_string();
-        let options = forebay_fuse::Options { mountpoint, path, read_only: read_only || args.read_only };
+        let options = forebay_fuse::Options { mountpoint, path, read_only: read_only || args.read_only, take_over: args.take_over };
         return forebay_fuse::run(&config.client, &fuse, options, |how| {
             let _ = output::line(&format!("{READY}{shown}: {how}"));
         })
@@ -192,6 +192,7 @@ mod tests {
             mkdir: false,
             check: false,
             supervise: false,
+            take_over: false,
             foreground: true,
             log_file: None,
         };

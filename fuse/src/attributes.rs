@@ -98,6 +98,15 @@ impl Version {
     pub fn of(status: &FileStatus) -> Version {
         Version { file_id: status.file_id, content: status.content_version, length: status.length }
     }
+
+    /// As it is handed to another process, and taken from one.
+    pub fn save(self) -> forebay_proto::mount::Version {
+        forebay_proto::mount::Version { file_id: self.file_id, content: self.content, length: self.length }
+    }
+
+    pub fn restore(saved: &forebay_proto::mount::Version) -> Version {
+        Version { file_id: saved.file_id, content: saved.content, length: saved.length }
+    }
 }
 
 /// The upper bits of a mode (`S_IFMT >> 12`) as fuser has them.

@@ -61,8 +61,7 @@ impl Mount {
             return self.make_node(&new, kind, b"", device).await;
         }
         let exclusive = nix::libc::O_EXCL | nix::libc::O_WRONLY;
-        let no_backing = |_| Err(std::io::Error::from(std::io::ErrorKind::Unsupported));
-        let (node, handle, _) = self.create(&new, exclusive, no_backing).await?;
+        let (node, handle, _) = self.create(&new, exclusive).await?;
         if let Err(e) = self.release(handle).await {
             self.nodes.forget(node.id, 1);
             return Err(e);

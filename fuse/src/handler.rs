@@ -1,6 +1,7 @@
 //! `Handler`: takes requests from the kernel and answers them, each in a task of its own; what is here already is answered at once.
 
 use crate::attributes;
+use crate::device::Agreed;
 use crate::mount::{self, Handle, How, Mount, New, READ_BYTES, READS, STATFS_BYTES, STATISTICS, STATISTICS_NODE};
 use crate::nodes::{Node, ROOT, Use};
 use forebay_common::{Error, ErrorKind, Result, counter};
@@ -27,6 +28,8 @@ pub struct Handler {
     pub runtime: Runtime,
     /// Why cached files are not read by the kernel itself; told once, by `init`.
     pub no_passthrough: Option<String>,
+    /// What an earlier process agreed on with the kernel, and what holds then.
+    pub granted: Option<u64>,
 }
 
 /// What the caller of a system call is told, and the log where it says more.
@@ -54,6 +57,18 @@ macro_rules! answer {
                 Err(e) => $reply.error(errno(&e)),
             }
         });
+    }};
+}
+
+/// While the mount changes hands a request is left to the kernel: nothing is replied, and it is sent again to whoever goes on. Else nobody takes the mount meanwhile.
+macro_rules! taken {
+    ($self:ident, $reply:ident) => {{
+        let gate = $self.mount.gate.read().unwrap_or_else(|e| e.into_inner());
+        if *gate {
+            std::mem::forget($reply);
+            return;
+        }
+        gate
     }};
 }
 
@@ -124,8 +139,16 @@ impl Filesystem for Handler {
             // Else the kernel asks for `security.capability` before each write.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
+        let mut agreed = Agreed { capabilities: config.capabilities().bits(), granted: 0, version: (config.kernel_abi().0, config.kernel_abi().1) };
+        // Of a mount that was taken over what was agreed on stays.
+        let held = self.granted;
+        let mut add = |config: &mut KernelConfig, flag: InitFlags| {
+            let done = held.is_none_or(|held| held & flag.bits() == flag.bits()) && config.add_capabilities(flag).is_ok();
+            agreed.granted |= if done { flag.bits() } else { 0 };
+            done
+        };
         for flag in wanted {
-            if config.add_capabilities(flag).is_err() {
+            if !add(config, flag) {
                 tracing::info!(?flag, "this kernel's FUSE does not have a feature that is used where it is there");
             }
         }
@@ -133,9 +156,7 @@ impl Filesystem for Handler {
         let _ = config.set_max_write(1 << 20);
         let refused = match &self.no_passthrough {
             Some(why) => Some(why.clone()),
-            None if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() => {
-                Some("this kernel has no FUSE passthrough (Linux 6.9 has)".to_owned())
-            }
+            None if !add(config, InitFlags::FUSE_PASSTHROUGH) => Some("this kernel has no FUSE passthrough (Linux 6.9 has)".to_owned()),
             None if config.set_max_stack_depth(1).is_err() => Some("the kernel takes no stack depth".to_owned()),
             None => None,
         };
@@ -143,10 +164,12 @@ impl Filesystem for Handler {
             None => self.mount.passthrough.store(true, Ordering::SeqCst),
             Some(why) => tracing::info!(why, "cached files are read through this process, not by the kernel itself"),
         }
+        *self.mount.agreed.lock().unwrap_or_else(|e| e.into_inner()) = agreed;
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _gate = taken!(self, reply);
         let name = name.as_bytes().to_vec();
         if parent.0 == ROOT && name == STATISTICS {
             return reply.entry(&self.mount.attr_ttl(), &statistics_attr(&self.mount), GENERATION);
@@ -159,6 +182,7 @@ impl Filesystem for Handler {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _gate = taken!(self, reply);
         if ino.0 == STATISTICS_NODE {
             return reply.attr(&self.mount.attr_ttl(), &statistics_attr(&self.mount));
         }
@@ -189,6 +213,7 @@ impl Filesystem for Handler {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _gate = taken!(self, reply);
         let wanted = mount::wanted(mode, uid, gid, mtime, atime);
         let privileged = req.uid() == 0;
         answer!(self, reply, |mount| mount.setattr(ino.0, size, wanted, privileged), |reply: ReplyAttr, attr, mount: &Arc<Mount>| reply
@@ -196,26 +221,31 @@ impl Filesystem for Handler {
     }
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, rdev: u32, reply: ReplyEntry) {
+        let _gate = taken!(self, reply);
         let new = new(req, parent, name, mode);
         answer!(self, reply, |mount| mount.mknod(new, rdev.into()), entry);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+        let _gate = taken!(self, reply);
         let new = new(req, parent, name, mode);
         answer!(self, reply, |mount| mount.mkdir(new), entry);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         let name = name.as_bytes().to_vec();
         answer!(self, reply, |mount| mount.unlink(parent.0, &name), empty);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         let name = name.as_bytes().to_vec();
         answer!(self, reply, |mount| mount.rmdir(parent.0, &name), empty);
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        let _gate = taken!(self, reply);
         match self.mount.readlink(ino.0) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(errno(&e)),
@@ -223,11 +253,13 @@ impl Filesystem for Handler {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _gate = taken!(self, reply);
         let (new, target) = (new(req, parent, name, 0o777), target.as_os_str().as_bytes().to_vec());
         answer!(self, reply, |mount| mount.symlink(new, &target), entry);
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let _gate = taken!(self, reply);
         let name = newname.as_bytes().to_vec();
         let mount = self.mount.clone();
         self.spawn(async move {
@@ -241,6 +273,7 @@ impl Filesystem for Handler {
     }
 
     fn rename(&self, _: &Request, parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr, flags: RenameFlags, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return reply.error(Errno::EINVAL);
         }
@@ -258,11 +291,12 @@ impl Filesystem for Handler {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _gate = taken!(self, reply);
         let mount = self.mount.clone();
         let privileged = req.uid() == 0 || flags.0 & libc::O_TRUNC == 0;
         self.spawn(async move {
             // Made with the answer's own channel, before it is known which answer it is.
-            let mut opened = mount.open(ino.0, flags.0, |descriptor| reply.open_backing(descriptor)).await;
+            let mut opened = mount.open(ino.0, flags.0).await;
             if !privileged
                 && let Ok((handle, _)) = &opened
                 && let Err(e) = mount.drop_privileges(ino.0).await
@@ -271,7 +305,13 @@ impl Filesystem for Handler {
                 opened = Err(e);
             }
             match opened {
-                Ok((handle, How::Passthrough(backing))) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing),
+                Ok((handle, How::Passthrough(backing))) => {
+                    // SAFETY: the number is open as long as `backing` is, which closes it; so what is made of it here must not.
+                    #[allow(unsafe_code, reason = "fuser names a backing file by its own type alone")]
+                    let id = unsafe { reply.wrap_backing(backing.id()) };
+                    reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &id);
+                    let _ = id.into_raw();
+                }
                 Ok((handle, How::Cached { keep })) => {
                     reply.opened(FileHandle(handle), if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() });
                 }
@@ -283,10 +323,11 @@ impl Filesystem for Handler {
     }
 
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, flags: i32, reply: ReplyCreate) {
+        let _gate = taken!(self, reply);
         let new = new(req, parent, name, mode);
         let mount = self.mount.clone();
         self.spawn(async move {
-            let made = mount.create(&new, flags, |descriptor| reply.open_backing(descriptor)).await;
+            let made = mount.create(&new, flags).await;
             let (node, handle, how) = match made {
                 Ok(made) => made,
                 Err(e) if e.kind() == ErrorKind::FileChanged => return reply.error(Errno::ESTALE),
@@ -294,7 +335,13 @@ impl Filesystem for Handler {
             };
             let (ttl, attr, handle) = (mount.entry_ttl(), mount.attr_of(&node), FileHandle(handle));
             match how {
-                How::Passthrough(backing) => reply.created_passthrough(&ttl, &attr, GENERATION, handle, FopenFlags::empty(), &backing),
+                How::Passthrough(backing) => {
+                    // SAFETY: as in `open`.
+                    #[allow(unsafe_code, reason = "fuser names a backing file by its own type alone")]
+                    let id = unsafe { reply.wrap_backing(backing.id()) };
+                    reply.created_passthrough(&ttl, &attr, GENERATION, handle, FopenFlags::empty(), &id);
+                    let _ = id.into_raw();
+                }
                 How::Cached { keep: true } => reply.created(&ttl, &attr, GENERATION, handle, FopenFlags::FOPEN_KEEP_CACHE),
                 How::Cached { keep: false } => reply.created(&ttl, &attr, GENERATION, handle, FopenFlags::empty()),
                 How::Direct => reply.created(&ttl, &attr, GENERATION, handle, FopenFlags::FOPEN_DIRECT_IO),
@@ -303,6 +350,7 @@ impl Filesystem for Handler {
     }
 
     fn read(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, size: u32, _: OpenFlags, _: Option<LockOwner>, reply: ReplyData) {
+        let _gate = taken!(self, reply);
         READS.inc();
         let handle = match self.mount.handle(fh.0) {
             Ok(handle) => handle,
@@ -339,6 +387,7 @@ impl Filesystem for Handler {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _gate = taken!(self, reply);
         let (mount, data) = (self.mount.clone(), data.to_vec());
         let written = data.len() as u32;
         self.spawn(async move {
@@ -357,6 +406,7 @@ impl Filesystem for Handler {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         // Most files are read, and have nothing to be handed over.
         if self.mount.handle(fh.0).is_ok_and(|handle| !matches!(&*handle, Handle::Writes { .. })) {
             return reply.ok();
@@ -365,10 +415,12 @@ impl Filesystem for Handler {
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         answer!(self, reply, |mount| mount.sync(fh.0), empty);
     }
 
     fn release(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, _: Option<LockOwner>, _: bool, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         if self.mount.release_now(fh.0) {
             return reply.ok();
         }
@@ -376,6 +428,7 @@ impl Filesystem for Handler {
     }
 
     fn fallocate(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         let (mount, privileged) = (self.mount.clone(), req.uid() == 0);
         self.spawn(async move {
             match mount.allocate(fh.0, mode, offset, length).await {
@@ -390,6 +443,7 @@ impl Filesystem for Handler {
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let _gate = taken!(self, reply);
         match self.mount.seek(fh.0, offset, whence) {
             Ok(offset) => reply.offset(offset),
             Err(e) => reply.error(from_nix(e)),
@@ -409,16 +463,19 @@ impl Filesystem for Handler {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _gate = taken!(self, reply);
         // The kernel copies by reading and writing.
         reply.error(Errno::ENOSYS);
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _gate = taken!(self, reply);
         answer!(self, reply, |mount| mount.opendir(ino.0), |reply: ReplyOpen, handle, _: &Arc<Mount>| reply
             .opened(FileHandle(handle), FopenFlags::empty()));
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _gate = taken!(self, reply);
         let mount = self.mount.clone();
         self.spawn(async move {
             let mut full = false;
@@ -443,6 +500,7 @@ impl Filesystem for Handler {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let _gate = taken!(self, reply);
         let mount = self.mount.clone();
         self.spawn(async move {
             let Ok(own) = mount.nodes.get(ino.0) else { return reply.error(Errno::ENOENT) };
@@ -477,20 +535,24 @@ impl Filesystem for Handler {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         answer!(self, reply, |mount| mount.release(fh.0), empty);
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         // Every change of a folder is journaled before it is answered.
         reply.ok();
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let _gate = taken!(self, reply);
         let blocks = STATFS_BYTES / 4_096;
         reply.statfs(blocks, blocks, blocks, u64::from(u32::MAX), u64::from(u32::MAX), 4_096, 255, 4_096);
     }
 
     fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         let Some(x) = x_attr(name) else { return reply.error(Errno::EOPNOTSUPP) };
         if x.name.len() + value.len() > X_ATTR_MAX_BYTES {
             return reply.error(Errno::ENOSPC);
@@ -523,6 +585,7 @@ impl Filesystem for Handler {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _gate = taken!(self, reply);
         // Asked for `security.capability` before each write: nothing of that kind is kept, and nobody is asked.
         let Some(x) = x_attr(name).filter(|_| ino.0 != STATISTICS_NODE) else { return reply.error(Errno::ENODATA) };
         let mount = self.mount.clone();
@@ -538,6 +601,7 @@ impl Filesystem for Handler {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _gate = taken!(self, reply);
         if ino.0 == STATISTICS_NODE {
             return sized(reply, size, b"");
         }
@@ -555,6 +619,7 @@ impl Filesystem for Handler {
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _gate = taken!(self, reply);
         let Some(x) = x_attr(name) else { return reply.error(Errno::EOPNOTSUPP) };
         let mount = self.mount.clone();
         self.spawn(async move {
@@ -573,6 +638,7 @@ impl Filesystem for Handler {
     }
 
     fn ioctl(&self, _: &Request, _: INodeNo, _: FileHandle, _: IoctlFlags, _: u32, _: &[u8], _: u32, reply: ReplyIoctl) {
+        let _gate = taken!(self, reply);
         reply.error(Errno::from_i32(libc::ENOTTY));
     }
 }

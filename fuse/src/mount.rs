@@ -6,6 +6,7 @@
 //! own. What is open for writing is in `staged`, for readers of this mount as well, unless they came first by passthrough.
 
 use crate::attributes::{self, Names, Time, Version};
+use crate::device::{Agreed, Backing};
 use crate::folder::Folder;
 use crate::nodes::{Node, Nodes, Use};
 use crate::staged::{Attributes, Staged};
@@ -13,8 +14,10 @@ use forebay_client::{FileReader, FileSystem};
 use forebay_common::config::FuseConfig;
 use forebay_common::{AbsPath, ErrorKind, Result, counter, err, gauge};
 use forebay_proto::FileStatus;
-use fuser::{BackingId, FileAttr, Notifier, TimeOrNow};
+use forebay_proto::mount as wire;
+use fuser::{FileAttr, Notifier, TimeOrNow};
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -60,6 +63,11 @@ pub enum Handle {
         folder: Mutex<Folder>,
     },
     Statistics(Vec<u8>),
+    /// Open when the mount changed hands, and not there any more as it was read. The kernel goes on with what it reads by itself.
+    Lost {
+        node: Arc<Node>,
+        reads: bool,
+    },
 }
 
 /// A name that is to be there.
@@ -79,7 +87,7 @@ pub enum How {
     },
     /// The kernel passes by its cache.
     Direct,
-    Passthrough(Arc<BackingId>),
+    Passthrough(Arc<Backing>),
 }
 
 pub struct Mount {
@@ -88,7 +96,13 @@ pub struct Mount {
     pub read_only: bool,
     pub nodes: Nodes,
     pub names: Names,
-    pub notifier: OnceLock<Notifier>,
+    pub notifier: RwLock<Option<Notifier>>,
+    /// The kernel's end.
+    pub device: OnceLock<Arc<OwnedFd>>,
+    /// What was agreed on with the kernel.
+    pub agreed: std::sync::Mutex<Agreed>,
+    /// True while the mount changes hands: no request is taken then.
+    pub gate: RwLock<bool>,
     /// The kernel and this process's capabilities allow it.
     pub passthrough: AtomicBool,
     pub handles: RwLock<HashMap<u64, Arc<Handle>>>,
@@ -111,12 +125,78 @@ impl Mount {
             read_only,
             nodes: Nodes::new(top, status),
             names: Names::default(),
-            notifier: OnceLock::new(),
+            notifier: RwLock::default(),
+            device: OnceLock::new(),
+            agreed: std::sync::Mutex::default(),
+            gate: RwLock::default(),
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             hiding: std::sync::Mutex::default(),
             under_way: Arc::default(),
         }
+    }
+
+    /// One that another process had. Its handles follow.
+    pub fn taken_over(fs: FileSystem, nodes: Nodes, config: FuseConfig, read_only: bool, next_handle: u64) -> Mount {
+        let fresh = Mount::new(fs, AbsPath::root(), &FileStatus::default(), config, read_only);
+        Mount { nodes, next_handle: AtomicU64::new(next_handle), ..fresh }
+    }
+
+    pub fn next_handle(&self) -> u64 {
+        self.next_handle.load(Ordering::SeqCst)
+    }
+
+    /// What is open, as another process goes on with it.
+    pub fn save_handles(&self) -> Vec<wire::Handle> {
+        use wire::handle::Kind;
+        let handles = self.handles.read().unwrap_or_else(|e| e.into_inner());
+        let save = |(number, handle): (&u64, &Arc<Handle>)| {
+            let (kind, node, text) = match &**handle {
+                Handle::Reads { node, .. } => (Kind::Reads, node.id, Vec::new()),
+                Handle::Passes { node, .. } => (Kind::Passes, node.id, Vec::new()),
+                Handle::Writes { node, writes, .. } => (if *writes { Kind::Writes } else { Kind::ReadsStaged }, node.id, Vec::new()),
+                Handle::Folder { path_of, .. } => (Kind::Folder, *path_of, Vec::new()),
+                Handle::Statistics(text) => (Kind::Statistics, 0, text.clone()),
+                Handle::Lost { node, reads } => (if *reads { Kind::Reads } else { Kind::Passes }, node.id, Vec::new()),
+            };
+            wire::Handle { number: *number, kind: kind.into(), node, text: text.into() }
+        };
+        handles.iter().map(save).collect()
+    }
+
+    /// A handle as it was, as far as what it was open for is still there.
+    pub async fn restore_handle(&self, saved: &wire::Handle) -> Result<Handle> {
+        use wire::handle::Kind;
+        let handle = match saved.kind() {
+            Kind::Folder => Handle::Folder { path_of: saved.node, folder: Mutex::default() },
+            Kind::Statistics => Handle::Statistics(saved.text.to_vec()),
+            kind @ (Kind::Writes | Kind::ReadsStaged) => {
+                let node = self.nodes.get(saved.node)?;
+                let staged = node.opened.lock().await.staged.clone().ok_or_else(|| err!(Corrupt, "a handle of a file that nobody writes"))?;
+                Handle::Writes { node, staged, writes: kind == Kind::Writes }
+            }
+            kind @ (Kind::Reads | Kind::Passes) => {
+                let node = self.nodes.get(saved.node)?;
+                let (hidden, version) = {
+                    let opened = node.opened.lock().await;
+                    (opened.hidden.clone(), opened.version)
+                };
+                let reader = match hidden {
+                    Some(path) => self.fs.open(&path).await,
+                    None => self.reader_of(&node).await,
+                };
+                let same = |reader: &FileReader| Version::of(reader.status()) == version;
+                let Some(reader) = reader.ok().filter(same) else { return Ok(Handle::Lost { node, reads: kind == Kind::Reads }) };
+                if kind == Kind::Reads { Handle::Reads { node, reader } } else { Handle::Passes { node, reader } }
+            }
+        };
+        Ok(handle)
+    }
+
+    /// A handle under the number that the kernel knows it by.
+    pub fn put_handle(&self, number: u64, handle: Handle) {
+        self.handles.write().unwrap_or_else(|e| e.into_inner()).insert(number, Arc::new(handle));
+        HANDLES.inc();
     }
 
     /// A request that is being worked on, until it is dropped.
@@ -130,6 +210,11 @@ impl Mount {
         while Arc::strong_count(&self.under_way) > 1 && Instant::now() < deadline {
             tokio::time::sleep(SETTLING).await;
         }
+    }
+
+    /// Whether no request is being worked on.
+    pub fn is_at_rest(&self) -> bool {
+        Arc::strong_count(&self.under_way) == 1
     }
 
     pub fn attr_ttl(&self) -> Duration {

@@ -6,10 +6,11 @@
 //! leads nowhere any more, and stays usable for whoever has it open.
 
 use crate::attributes::Version;
+use crate::device::Backing;
 use crate::staged::Staged;
 use forebay_common::{AbsPath, Result, err, gauge};
 use forebay_proto::FileStatus;
-use fuser::BackingId;
+use forebay_proto::mount as wire;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -30,7 +31,7 @@ pub struct Opened {
     /// What they, or those that read the backing file, read.
     pub version: Version,
     /// The kernel reads the block's file itself.
-    pub backing: Option<Arc<BackingId>>,
+    pub backing: Option<Arc<Backing>>,
     pub staged: Option<Arc<Staged>>,
     /// What the page cache holds bytes of, where that is known.
     pub cached: Option<Version>,
@@ -134,6 +135,13 @@ struct Place {
     lookups: u64,
 }
 
+/// A node that another process had, with what belongs to it.
+pub struct Saved {
+    pub node: wire::Node,
+    pub backing: Option<Arc<Backing>>,
+    pub staged: Option<Arc<Staged>>,
+}
+
 #[derive(Default)]
 struct Inner {
     places: HashMap<u64, Place>,
@@ -192,6 +200,66 @@ impl Nodes {
         // Never given back.
         inner.places.insert(ROOT, Place { node: Node::new(ROOT, status), names: vec![(0, Vec::new())], lookups: 1 });
         Nodes { inner: Mutex::new(inner), top }
+    }
+
+    /// All of them as another process goes on with them, and what is being written, in the order of the nodes. Errors: somebody is at one just now.
+    pub fn save(&self) -> Result<(Vec<wire::Node>, Vec<Arc<Staged>>)> {
+        let inner = lock(&self.inner);
+        let (mut out, mut files) = (Vec::with_capacity(inner.places.len()), Vec::new());
+        for (id, place) in &inner.places {
+            let node = &place.node;
+            let opened = node.opened.try_lock().map_err(|_| err!(Busy, "a file is being opened or closed"))?;
+            files.extend(opened.staged.clone());
+            out.push(wire::Node {
+                id: *id,
+                names: place.names.iter().map(|(parent, name)| wire::Name { parent: *parent, name: name.clone().into() }).collect(),
+                lookups: place.lookups,
+                status: Some(lock(&node.status).clone()),
+                gone: node.is_gone(),
+                named: place.names.iter().any(|name| inner.names.get(name) == Some(id)),
+                handles: opened.handles,
+                readers: opened.readers,
+                version: Some(opened.version.save()),
+                backing: opened.backing.as_ref().map_or(0, |backing| backing.id()),
+                cached: opened.cached.map(Version::save),
+                hidden: opened.hidden.as_ref().map(|path| path.as_bytes().to_vec().into()).unwrap_or_default(),
+                staged: opened.staged.as_ref().map(|staged| staged.save()),
+            });
+        }
+        Ok((out, files))
+    }
+
+    /// What `save` saved.
+    pub fn restore(top: AbsPath, saved: Vec<Saved>) -> Result<Nodes> {
+        let mut inner = Inner::default();
+        for Saved { node: saved, backing, staged } in saved {
+            let status = saved.status.unwrap_or_default();
+            let node = Node::new(saved.id, &status);
+            node.gone.store(saved.gone, Ordering::SeqCst);
+            let opened = Opened {
+                handles: saved.handles,
+                readers: saved.readers,
+                version: saved.version.as_ref().map(Version::restore).unwrap_or_default(),
+                backing,
+                staged,
+                cached: saved.cached.as_ref().map(Version::restore),
+                hidden: if saved.hidden.is_empty() { None } else { Some(AbsPath::parse(&saved.hidden)?) },
+            };
+            node.note_use(&opened);
+            *node.opened.try_lock().map_err(|_| err!(Internal, "a new node is in use"))? = opened;
+            let names: Vec<(u64, Vec<u8>)> = saved.names.into_iter().map(|name| (name.parent, name.name.to_vec())).collect();
+            if saved.named {
+                inner.names.extend(names.iter().map(|name| (name.clone(), saved.id)));
+            }
+            if status.other_names > 0 {
+                inner.shared.insert(status.file_id, saved.id);
+            }
+            inner.places.insert(saved.id, Place { node, names, lookups: saved.lookups });
+        }
+        if !inner.places.contains_key(&ROOT) || inner.places.values().any(|place| place.names.is_empty()) {
+            return Err(err!(Corrupt, "a hand-over without a root, or with a node without a name"));
+        }
+        Ok(Nodes { inner: Mutex::new(inner), top })
     }
 
     /// Errors: `NotFound`, of a number that was given back.

@@ -3,13 +3,12 @@
 //! Every change of how a node is open is made with its `opened` locked, over the calls that it takes.
 
 use crate::attributes::Version;
+use crate::device::Backing;
 use crate::mount::{CONFLICTS, HANDLES, Handle, How, Mount, New, OPENS, PASSTHROUGH, REFUSED, STATISTICS_NODE, WRITTEN_BYTES, statistics};
 use crate::nodes::{Node, Opened, ROOT, Use};
 use crate::staged::{self, Attributes, Staged};
 use forebay_client::{CreateOptions, FileReader};
 use forebay_common::{Error, ErrorKind, Result, err};
-use fuser::BackingId;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,12 +25,7 @@ fn look_again() -> Error {
 
 impl Mount {
     /// Makes a file and opens it; one that somebody else made meanwhile is opened, unless `flags` want a new one.
-    pub async fn create(
-        &self,
-        new: &New,
-        flags: i32,
-        backing: impl Fn(OwnedFd) -> std::io::Result<BackingId> + Send,
-    ) -> Result<(Arc<Node>, u64, How)> {
+    pub async fn create(&self, new: &New, flags: i32) -> Result<(Arc<Node>, u64, How)> {
         let New { parent, name, mode, uid, gid } = new;
         let (parent, name, mode, uid) = (*parent, name.as_slice(), *mode, *uid);
         self.check_writable()?;
@@ -43,7 +37,7 @@ impl Mount {
             Ok(writer) => writer,
             Err(e) if e.kind() == ErrorKind::AlreadyExists && flags & nix::libc::O_EXCL == 0 => {
                 let node = self.lookup(parent, name).await?;
-                return match self.open(node.id, flags, backing).await {
+                return match self.open(node.id, flags).await {
                     Ok((handle, how)) => {
                         if flags & nix::libc::O_TRUNC != 0 && uid != 0 {
                             self.drop_privileges(node.id).await?;
@@ -88,8 +82,8 @@ impl Mount {
         Ok((node, handle, How::Cached { keep: true }))
     }
 
-    /// Opens a node. `backing` has the kernel take a descriptor for passthrough.
-    pub async fn open(&self, id: u64, flags: i32, backing: impl Fn(OwnedFd) -> std::io::Result<BackingId> + Send) -> Result<(u64, How)> {
+    /// Opens a node.
+    pub async fn open(&self, id: u64, flags: i32) -> Result<(u64, How)> {
         if id == STATISTICS_NODE {
             return Ok((self.keep(Handle::Statistics(statistics())), How::Direct));
         }
@@ -129,7 +123,7 @@ impl Mount {
         node.set_status(reader.status().clone());
         let passes = match &opened.backing {
             Some(backing) => Some(backing.clone()),
-            None if opened.readers == 0 && self.passthrough.load(Ordering::Relaxed) => self.take_backing(&reader, backing).await,
+            None if opened.readers == 0 && self.passthrough.load(Ordering::Relaxed) => self.take_backing(&reader).await,
             None => None,
         };
         opened.version = version;
@@ -153,20 +147,21 @@ impl Mount {
 
     /// What the kernel believes of a file's length is not what it is.
     pub fn forget_attributes(&self, id: u64) {
-        if let Some(notifier) = self.notifier.get()
+        if let Some(notifier) = &*self.notifier.read().unwrap_or_else(|e| e.into_inner())
             && let Err(e) = notifier.inval_inode(fuser::INodeNo(id), -1, 0)
         {
             tracing::debug!(error = %e, "the kernel keeps what it knows of a file");
         }
     }
 
-    async fn take_backing(&self, reader: &FileReader, backing: impl Fn(OwnedFd) -> std::io::Result<BackingId>) -> Option<Arc<BackingId>> {
+    async fn take_backing(&self, reader: &FileReader) -> Option<Arc<Backing>> {
         if reader.length() == 0 || reader.block_count() != 1 {
             return None;
         }
+        let device = self.device.get()?;
         let descriptor = reader.whole_descriptor(0).await?;
-        match backing(descriptor) {
-            Ok(id) => Some(Arc::new(id)),
+        match Backing::open(device, descriptor) {
+            Ok(backing) => Some(Arc::new(backing)),
             Err(e) => {
                 REFUSED.inc();
                 tracing::debug!(error = %e, "the kernel does not take a block for passthrough");
@@ -242,6 +237,7 @@ impl Mount {
             }
             Handle::Passes { reader, .. } => reader.slice(offset, length).await,
             Handle::Folder { .. } => Err(err!(IsADirectory, "a folder")),
+            Handle::Lost { .. } => Err(err!(FileChanged, "this file was replaced while the mount changed hands")),
         }
     }
 
@@ -295,6 +291,7 @@ impl Mount {
         let (node, reads) = match &*handle {
             Handle::Reads { node, .. } => (node, true),
             Handle::Passes { node, .. } => (node, false),
+            Handle::Lost { node, reads } => (node, *reads),
             Handle::Writes { .. } => return false,
             Handle::Folder { .. } | Handle::Statistics(_) => {
                 self.let_go(number);
@@ -323,6 +320,7 @@ impl Mount {
         let (node, reads) = match &*handle {
             Handle::Reads { node, .. } => (node, true),
             Handle::Passes { node, .. } | Handle::Writes { node, .. } => (node, false),
+            Handle::Lost { node, reads } => (node, *reads),
             Handle::Folder { .. } | Handle::Statistics(_) => return Ok(()),
         };
         let mut opened = node.opened.lock().await;
@@ -401,17 +399,19 @@ impl Mount {
         }
     }
 
-    /// Everything that was written and not handed over yet, before the mount goes.
-    pub async fn hand_over_all(&self) {
+    /// Everything that was written and not handed over yet, before the mount goes; returns how many files that failed for.
+    pub async fn hand_over_all(&self) -> usize {
+        let mut failures = 0;
         for node in self.nodes.written_below(ROOT) {
             let opened = node.opened.lock().await;
             if let Some(staged) = opened.staged.clone()
                 && let Err(e) = self.hand_over(&node, &staged).await
             {
-                staged::LOST.inc();
-                tracing::error!(error = %e, node = node.id, "a file could not be handed over before the mount ended");
+                failures += 1;
+                tracing::error!(error = %e, node = node.id, "a file that is being written could not be handed over");
             }
         }
+        failures
     }
 }
 

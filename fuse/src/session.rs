@@ -1,14 +1,20 @@
 //! Mounting, serving, and taking the mount away again.
 
+use crate::device::{self, Agreed, Stopped};
 use crate::handler::Handler;
+use crate::handover;
 use crate::mount::Mount;
+use crate::staged;
 use forebay_client::FileSystem;
 use forebay_common::config::{ClientConfig, FuseConfig};
 use forebay_common::{AbsPath, Error, Result, err};
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Grants kept at most, whatever the process's limits are.
@@ -19,6 +25,11 @@ const HARD_MS: u64 = 365 * 24 * 3_600 * 1_000;
 const PASSTHROUGH_SINCE: (u32, u32) = (6, 9);
 /// How long the last requests may take when the mount is over.
 const LAST_REQUESTS: Duration = Duration::from_secs(60);
+/// How long requests and threads may take to end before a mount changes hands.
+const SETTLING_MAX: Duration = Duration::from_secs(10);
+/// Between two looks whether the session is over, and whether its threads have heard.
+const SETTLED: Duration = Duration::from_millis(50);
+const WOKEN: Duration = Duration::from_millis(5);
 /// CAP_SYS_ADMIN, a bit of `CapEff` in /proc/self/status (capabilities(7)).
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -30,6 +41,8 @@ pub struct Options {
     pub path: AbsPath,
     /// Nothing is changed through it.
     pub read_only: bool,
+    /// A mount that is there already is taken over from its process, with what is open in it.
+    pub take_over: bool,
 }
 
 fn may_pass_descriptors() -> bool {
@@ -100,22 +113,28 @@ fn grants() -> usize {
     usize::try_from(limit / 4).unwrap_or(GRANTS_MAX).min(GRANTS_MAX)
 }
 
-/// Mounts, calls `ready`, and serves until the mount is taken away (`umount`) or the process is told to stop (SIGTERM, SIGINT): then what was
-/// written is handed over, and the mount goes.
+/// Mounts, or takes a live mount over where that is asked for, calls `ready`, and serves until the mount is taken away (`umount`), another process takes it over, or the process
+/// is told to stop (SIGTERM, SIGINT): then what was written is handed over, and the mount goes.
 ///
 /// Needs a runtime of several threads. Errors: the master, the mount point, the kernel; each with what to do.
 pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, ready: impl FnOnce(&str)) -> Result<()> {
-    prepare(&options.mountpoint)?;
+    let control = handover::control(&fuse.staging_dir, &options.mountpoint);
+    let mut taken = match options.take_over {
+        true => {
+            let control = control.clone();
+            tokio::task::spawn_blocking(move || handover::ask(&control)).await.map_err(|e| err!(Internal, "taking over: {e}"))??
+        }
+        false => None,
+    };
+    if taken.is_none() {
+        prepare(&options.mountpoint)?;
+    }
     let mut client = client.clone();
     if fuse.hard {
         client.call_timeout_ms = HARD_MS;
     }
     client.grants_max = client.grants_max.max(grants());
     let fs = FileSystem::connect(&client).await?;
-    let status = fs.get_status(&options.path).await?;
-    if !status.folder {
-        return Err(err!(NotADirectory, "{} is a file: a folder can be mounted", options.path));
-    }
     let no_passthrough = if !fuse.passthrough {
         Some("fuse.passthrough is off".to_owned())
     } else if !may_pass_descriptors() {
@@ -123,8 +142,6 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, rea
     } else {
         None
     };
-    let mount = Arc::new(Mount::new(fs.clone(), options.path.clone(), &status, fuse.clone(), options.read_only));
-    let handler = Handler { mount: mount.clone(), runtime: tokio::runtime::Handle::current(), no_passthrough };
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(format!("{}{}", client.master, options.path)),
@@ -140,51 +157,219 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, rea
     config.acl = if fuse.allow_other && nix::unistd::geteuid().is_root() { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(fuse.threads);
     config.clone_fd = true;
-    let mountpoint = options.mountpoint.clone();
-    let at = mountpoint.display().to_string();
-    let made = tokio::task::spawn_blocking(move || Session::new(handler, &mountpoint, &config)).await;
-    let mut session = made.map_err(|e| err!(Internal, "mounting: {e}"))?.map_err(|e| Error::io(format!("mounting on {at}"), &e))?;
-    let mut unmounter = session.unmount_callable();
-    let _ = mount.notifier.set(session.notifier());
-    let (ended, mut end) = tokio::sync::oneshot::channel();
-    let serve = std::thread::Builder::new().name("fuse".into()).spawn(move || drop(ended.send(session.run())));
-    serve.map_err(|e| Error::io("a thread for the mount", &e))?;
-    let (point, kib) = (options.mountpoint.clone(), fuse.read_ahead_kb);
-    let _ = tokio::task::spawn_blocking(move || read_ahead(&point, kib)).await;
+    let at = options.mountpoint.display().to_string();
+    let (mount, mut serving) = match &mut taken {
+        Some(taken) => {
+            let device = Arc::new(taken.device.try_clone().map_err(|e| Error::io("the mount's device", &e))?);
+            let mount = Arc::new(taken.restore(fs.clone(), fuse.clone(), &device).await?);
+            let _ = mount.device.set(device);
+            let serving = Serving::go_on(&mount, no_passthrough.clone(), taken.agreed(), &config)?;
+            (mount, serving)
+        }
+        None => {
+            let status = fs.get_status(&options.path).await?;
+            if !status.folder {
+                return Err(err!(NotADirectory, "{} is a file: a folder can be mounted", options.path));
+            }
+            let mount = Arc::new(Mount::new(fs.clone(), options.path.clone(), &status, fuse.clone(), options.read_only));
+            let serving = Serving::begin(&mount, no_passthrough.clone(), &options.mountpoint, &config).await?;
+            let (point, kib) = (options.mountpoint.clone(), fuse.read_ahead_kb);
+            let _ = tokio::task::spawn_blocking(move || read_ahead(&point, kib)).await;
+            (mount, serving)
+        }
+    };
+    let was_live = taken.is_some();
+    if let Some(taken) = taken
+        && let Err(e) = taken.done()
+    {
+        tracing::warn!(error = %e, "the process that gave the mount had ended already");
+    }
+    // Without it the mount is as good, but cannot be taken over.
+    let listener = handover::listen(&control)
+        .and_then(|listener| tokio::net::UnixListener::from_std(listener).map_err(|e| Error::io("the socket for --take-over", &e)));
+    let listener = listener.inspect_err(|e| tracing::warn!(error = %e, "this mount cannot be taken over")).ok();
     let stop = |kind| signal(kind).map_err(|e| Error::io("signals", &e));
     let (mut terminated, mut interrupted) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
-    let passes = mount.passthrough.load(std::sync::atomic::Ordering::SeqCst);
-    tracing::info!(at, path = %options.path, passthrough = passes, "mounted");
+    let passes = mount.passthrough.load(Ordering::SeqCst);
+    tracing::info!(at, path = %options.path, passthrough = passes, taken_over = was_live, "mounted");
     ready(if passes { "cached files of one block are read by the kernel itself" } else { "files are read through this process" });
-    let done = tokio::select! {
-        done = &mut end => done,
-        _ = async { tokio::select! { _ = terminated.recv() => {}, _ = interrupted.recv() => {} } } => {
-            mount.hand_over_all().await;
-            let point = options.mountpoint.clone();
-            let gone = tokio::task::spawn_blocking(move || match unmounter.unmount() {
+    let done = loop {
+        tokio::select! {
+            done = serving.ended() => break done,
+            _ = async { tokio::select! { _ = terminated.recv() => {}, _ = interrupted.recv() => {} } } => {
+                mount.hand_over_all().await;
+                let _ = std::fs::remove_file(&control);
+                serving.unmount(&options.mountpoint).await;
+                break Ok(());
+            }
+            stream = accepted(listener.as_ref()) => match change_hands(stream, &mount, &mut serving).await {
+                Ok(()) => {
+                    if let Err(e) = fs.flush().await {
+                        tracing::debug!(error = %e, "the last counters were not told");
+                    }
+                    tracing::info!(at, "another process has taken the mount over");
+                    // Nothing is dropped: the kernel's files, and the mount itself, are the other one's.
+                    std::process::exit(0);
+                }
+                Err(e) => {
+                    tracing::warn!(error = %e, at, "the mount was not taken over: it goes on here");
+                    if serving.is_over() {
+                        let agreed = *mount.agreed.lock().unwrap_or_else(|e| e.into_inner());
+                        serving = Serving::go_on(&mount, no_passthrough.clone(), agreed, &config)?;
+                    } else {
+                        open_gate(&mount)?;
+                    }
+                }
+            },
+        }
+    };
+    // The last releases come after the mount is gone; a connection that was cut leaves what is here.
+    mount.settle(LAST_REQUESTS).await;
+    staged::LOST.inc_by(mount.hand_over_all().await as u64);
+    if let Err(e) = fs.flush().await {
+        tracing::debug!(error = %e, "the last counters were not told");
+    }
+    tracing::info!(at, "the mount is over");
+    done.map_err(|e| Error::io(format!("the mount on {at}"), &e))
+}
+
+/// The next process that wants to take the mount over; never, where nobody can ask.
+async fn accepted(listener: Option<&tokio::net::UnixListener>) -> std::os::unix::net::UnixStream {
+    loop {
+        let Some(listener) = listener else { return std::future::pending().await };
+        match listener.accept().await.and_then(|(stream, _)| stream.into_std()) {
+            Ok(stream) => return stream,
+            Err(e) => {
+                tracing::warn!(error = %e, "the socket for --take-over");
+                tokio::time::sleep(SETTLED).await;
+            }
+        }
+    }
+}
+
+/// Requests are taken again, those that were left to the kernel as well.
+fn open_gate(mount: &Mount) -> Result<()> {
+    *mount.gate.write().unwrap_or_else(|e| e.into_inner()) = false;
+    match mount.device.get() {
+        Some(device) => device::resend(device.as_fd()).map_err(|e| Error::io("having the kernel send requests again", &e)),
+        None => Ok(()),
+    }
+}
+
+/// Gives the mount to whoever asks. Errors: it was not taken over; the session may have been stopped for that.
+async fn change_hands(mut stream: std::os::unix::net::UnixStream, mount: &Arc<Mount>, serving: &mut Serving) -> Result<()> {
+    let stream = tokio::task::spawn_blocking(move || handover::greeted(&mut stream).map(|()| stream)).await;
+    let stream = stream.map_err(|e| err!(Internal, "greeting: {e}"))??;
+    let device = mount.device.get().cloned().ok_or_else(|| err!(Internal, "a mount without a device"))?;
+    *mount.gate.write().unwrap_or_else(|e| e.into_inner()) = true;
+    mount.settle(SETTLING_MAX).await;
+    if !mount.is_at_rest() {
+        return Err(err!(Timeout, "requests are still being worked on"));
+    }
+    let failures = mount.hand_over_all().await;
+    if failures > 0 {
+        return Err(err!(Unavailable, "{failures} files that are being written could not be handed over to the namespace first"));
+    }
+    let stopped = Stopped::new(&[device.as_raw_fd()]).map_err(|e| Error::io("taking the device from its threads", &e))?;
+    serving.stopped(&stopped).await?;
+    let (mount, agreed) = (mount.clone(), *mount.agreed.lock().unwrap_or_else(|e| e.into_inner()));
+    let given = tokio::task::spawn_blocking(move || {
+        let device = stopped.device().ok_or_else(|| err!(Internal, "the session had no device"))?;
+        let given = handover::give(stream, &mount, &agreed, device);
+        if given.is_err()
+            && let Err(e) = device::resend(device)
+        {
+            tracing::error!(error = %e, "requests that were under way fail");
+        }
+        // Until here these have kept the kernel's requests that were not answered.
+        drop(stopped);
+        given
+    });
+    given.await.map_err(|e| err!(Internal, "giving: {e}"))?
+}
+
+/// fuser's threads, and what ends with them. Never dropped: its end would take the mount away.
+struct Serving {
+    session: ManuallyDrop<BackgroundSession>,
+    /// fuser has mounted it, and knows how to take it away.
+    own: bool,
+}
+
+impl Serving {
+    async fn begin(mount: &Arc<Mount>, no_passthrough: Option<String>, mountpoint: &Path, config: &Config) -> Result<Serving> {
+        let handler = Handler { mount: mount.clone(), runtime: tokio::runtime::Handle::current(), no_passthrough, granted: None };
+        let (point, config, at) = (mountpoint.to_owned(), config.clone(), mountpoint.display().to_string());
+        let made = tokio::task::spawn_blocking(move || Session::new(handler, &point, &config)).await;
+        let session = made.map_err(|e| err!(Internal, "mounting: {e}"))?.map_err(|e| Error::io(format!("mounting on {at}"), &e))?;
+        let device = session.as_fd().try_clone_to_owned().map_err(|e| Error::io("the mount's device", &e))?;
+        let _ = mount.device.set(Arc::new(device));
+        Serving::run(mount, session, true)
+    }
+
+    /// On a device that others have served: what they took and did not answer comes again.
+    fn go_on(mount: &Arc<Mount>, no_passthrough: Option<String>, agreed: Agreed, config: &Config) -> Result<Serving> {
+        let device = mount.device.get().ok_or_else(|| err!(Internal, "a mount without a device"))?;
+        let granted = Some(agreed.granted);
+        let handler = Handler { mount: mount.clone(), runtime: tokio::runtime::Handle::current(), no_passthrough, granted };
+        let session = device::resumed(handler, device.as_fd(), &agreed, config.acl, config.clone());
+        let session = session.map_err(|e| Error::io("going on with a session", &e))?;
+        open_gate(mount)?;
+        Serving::run(mount, session, false)
+    }
+
+    fn run(mount: &Mount, session: Session<Handler>, own: bool) -> Result<Serving> {
+        *mount.notifier.write().unwrap_or_else(|e| e.into_inner()) = Some(session.notifier());
+        let session = session.spawn().map_err(|e| Error::io("threads for the mount", &e))?;
+        Ok(Serving { session: ManuallyDrop::new(session), own })
+    }
+
+    fn is_over(&self) -> bool {
+        self.session.guard.is_finished()
+    }
+
+    /// Returns when the mount is gone.
+    async fn ended(&self) -> std::io::Result<()> {
+        while !self.is_over() {
+            tokio::time::sleep(SETTLED).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for the threads of a session whose device was taken away.
+    async fn stopped(&self, device: &Stopped) -> Result<()> {
+        let deadline = Instant::now() + SETTLING_MAX;
+        while !self.is_over() {
+            if Instant::now() > deadline {
+                return Err(err!(Internal, "the session's threads do not end"));
+            }
+            device.wake().map_err(|e| Error::io("waking the session's threads", &e))?;
+            tokio::time::sleep(WOKEN).await;
+        }
+        Ok(())
+    }
+
+    async fn unmount(&mut self, mountpoint: &Path) {
+        let (point, own) = (mountpoint.to_owned(), self.own);
+        // SAFETY of what follows is fuser's: it is taken once, and the caller uses it no more.
+        #[allow(unsafe_code, reason = "taken out of what is never dropped, once")]
+        let session = if own { Some(unsafe { ManuallyDrop::take(&mut self.session) }) } else { None };
+        let gone = tokio::task::spawn_blocking(move || {
+            let done = match session {
+                Some(session) => session.umount_and_join(),
+                None => nix::mount::umount2(&point, nix::mount::MntFlags::empty()).map_err(std::io::Error::from),
+            };
+            match done {
                 Err(e) if e.raw_os_error() == Some(nix::libc::EBUSY) => {
                     tracing::warn!("the mount is in use: it is taken out of the tree, and ends for those who have something open");
                     nix::mount::umount2(&point, nix::mount::MntFlags::MNT_DETACH).map_err(std::io::Error::from)
                 }
                 other => other,
-            });
-            match gone.await {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => tracing::warn!(error = %e, at, "the mount could not be taken away: umount it"),
-                Err(e) => tracing::warn!(error = %e, "unmounting"),
             }
-            Ok(Ok(()))
+        });
+        match gone.await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::warn!(error = %e, at = %mountpoint.display(), "the mount could not be taken away: umount it"),
+            Err(e) => tracing::warn!(error = %e, "unmounting"),
         }
-    };
-    // The last releases come after the mount is gone; a connection that was cut leaves what is here.
-    mount.settle(LAST_REQUESTS).await;
-    mount.hand_over_all().await;
-    if let Err(e) = fs.flush().await {
-        tracing::debug!(error = %e, "the last counters were not told");
-    }
-    tracing::info!(at, "the mount is over");
-    match done {
-        Ok(Err(e)) => Err(Error::io(format!("the mount on {at}"), &e)),
-        _ => Ok(()),
     }
 }

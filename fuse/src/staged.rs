@@ -12,6 +12,7 @@ use forebay_proto::{FileStatus, SetAttributesRequest};
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -128,6 +129,35 @@ impl Staged {
             at += piece.len() as u64;
         }
         Ok(Staged::of(file, at, Some(Version::of(reader.status())), Inner::default()))
+    }
+
+    /// One that another process had open, when nothing of it was to be handed over to the namespace.
+    pub fn taken_over(file: File, saved: &forebay_proto::mount::Staged) -> Staged {
+        let version = saved.version.as_ref().map(|v| Version { file_id: v.file_id, content: v.content, length: v.length });
+        Staged {
+            file,
+            length: AtomicU64::new(saved.length),
+            dirty: AtomicBool::new(false),
+            complete: AtomicBool::new(saved.complete),
+            writers: AtomicU32::new(saved.writers),
+            version: Lock::new(version),
+            inner: Mutex::default(),
+        }
+    }
+
+    /// What another process needs to go on with it, beside the file itself.
+    pub fn save(&self) -> forebay_proto::mount::Staged {
+        let version = *self.version_lock();
+        forebay_proto::mount::Staged {
+            length: self.length(),
+            writers: self.writers.load(Ordering::SeqCst),
+            complete: !self.is_new(),
+            version: version.map(Version::save),
+        }
+    }
+
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     fn version_lock(&self) -> MutexGuard<'_, Option<Version>> {

@@ -27,5 +27,11 @@ pub mod store {
     tonic::include_proto!("forebay.store");
 }
 
+/// What the process of a FUSE mount hands to its successor.
+#[allow(clippy::all, missing_docs, reason = "generated code")]
+pub mod mount {
+    tonic::include_proto!("forebay.mount");
+}
+
 /// Version of the data-plane protocol; `Hello` with another one is refused with both numbers.
 pub const DATA_PROTOCOL_VERSION: u32 = 1;

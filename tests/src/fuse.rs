@@ -29,6 +29,14 @@ pub fn installed() -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).expect("path").trim())
 }
 
+/// Names in a folder, in order.
+pub fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).expect("a folder").map(|e| e.expect("a name").file_name().into_string().expect("a name")).collect();
+    names.sort();
+    names
+}
+
 /// The number of the error that a call ended with; 0: none.
 pub fn errno(done: std::io::Result<impl Sized>) -> i32 {
     done.err().and_then(|e| e.raw_os_error()).unwrap_or(0)
@@ -81,6 +89,13 @@ impl Mount {
     pub fn kill(&mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
+    }
+
+    /// Waits for the end of a process whose mount another one has taken over; the mount stays.
+    pub fn given_away(mut self) {
+        let ended = self.child.wait().expect("wait");
+        assert!(ended.success(), "{ended}");
+        std::mem::forget(self);
     }
 
     /// Its process.

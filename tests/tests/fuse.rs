@@ -2,7 +2,7 @@
 
 use forebay_client::CreateOptions;
 use forebay_tests::cluster::p;
-use forebay_tests::fuse::{Mount, errno, is_here, sh};
+use forebay_tests::fuse::{Mount, errno, is_here, names, sh};
 use forebay_tests::suite::{read_all, write};
 use forebay_tests::{Cluster, eventually, pattern, rng};
 use rand::Rng;
@@ -12,12 +12,6 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
 
 /// Files and folders as POSIX has them.
 #[tokio::test(flavor = "multi_thread")]

@@ -33,7 +33,8 @@ async fn epochs_after_the_first_come_from_the_cache() {
     let count: u64 = std::env::var("FOREBAY_TEST_TRAINING").ok().and_then(|n| n.parse().ok()).unwrap_or(1_200);
     let mut cluster = Cluster::prepare(&[]);
     cluster.begin(0).await;
-    let quota = (count * 120 / 1024).max(64);
+    // With what each file takes beyond its bytes, below the watermark.
+    let quota = (count * 160 / 1024).max(64);
     let tiers = format!("[{{medium = \"SSD\", dirs = [{{path = {}, quota = \"{quota}MiB\"}}]}}]", quoted(cluster.dir.path().join("ssd").display()));
     cluster.add_worker(&[("worker.tiers", tiers.as_str())]);
     let s3 = S3::start(cluster.dir.path()).await;

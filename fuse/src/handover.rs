@@ -1,0 +1,211 @@
+//! A live mount changes hands: its process gives the device, what the kernel knows by number, and what is open to another process, and ends (`forebay mount --take-over`).
+//!
+//! The socket `control` lies in the staging folder. The way: the old process takes no more requests (they stay the kernel's), finishes those under way, hands over what was written, stops
+//! its threads, and sends `mount.State` with its descriptors → the new one builds the same, opens for itself what is read, has the kernel send again what was not answered, and says that it has
+//! taken over → the old one ends. Invariant: until that word the old process has all that it needs to go on, and does so where it does not come.
+
+use crate::device::{Agreed, Backing};
+use crate::mount::{Handle, Mount};
+use crate::nodes::{Nodes, Saved};
+use crate::staged::Staged;
+use forebay_client::FileSystem;
+use forebay_common::config::FuseConfig;
+use forebay_common::{AbsPath, Error, Result, err};
+use forebay_proto::mount as wire;
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use prost::Message;
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Descriptors of one message; the kernel takes 253.
+const DESCRIPTORS: usize = 128;
+/// How long either side waits for the other.
+const WAIT: Duration = Duration::from_secs(30);
+/// Bytes of a state at most: some ten million nodes.
+const STATE_MAX_BYTES: u64 = 4 << 30;
+const HELLO: u8 = 1;
+const TAKEN: u8 = 2;
+
+/// Where the process of a mount listens.
+pub fn control(staging_dir: &Path, mountpoint: &Path) -> PathBuf {
+    let name =
+        mountpoint.to_string_lossy().bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    staging_dir.join(format!(".forebay-mount-{name:016x}"))
+}
+
+/// Listens, in the place of whoever did before.
+pub fn listen(path: &Path) -> Result<UnixListener> {
+    let failed = |e: std::io::Error| Error::io(format!("the socket {} for --take-over", path.display()), &e);
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+fn broken(e: std::io::Error) -> Error {
+    Error::io("the process at the other end of a hand-over", &e)
+}
+
+fn send_descriptors(stream: &UnixStream, all: &[BorrowedFd<'_>]) -> Result<()> {
+    for some in all.chunks(DESCRIPTORS) {
+        let numbers: Vec<_> = some.iter().map(AsRawFd::as_raw_fd).collect();
+        let message = [ControlMessage::ScmRights(&numbers)];
+        sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&[0])], &message, MsgFlags::empty(), None).map_err(|e| broken(e.into()))?;
+    }
+    Ok(())
+}
+
+fn receive_descriptors(stream: &UnixStream, count: usize) -> Result<Vec<OwnedFd>> {
+    let mut out = Vec::with_capacity(count);
+    while out.len() < count {
+        let mut byte = [0];
+        let mut buffer = cmsg_space!([std::os::fd::RawFd; DESCRIPTORS]);
+        let mut slices = [IoSliceMut::new(&mut byte)];
+        let message = recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(&mut buffer), MsgFlags::MSG_CMSG_CLOEXEC).map_err(|e| broken(e.into()))?;
+        let before = out.len();
+        for part in message.cmsgs().map_err(|e| broken(e.into()))? {
+            if let ControlMessageOwned::ScmRights(numbers) = part {
+                // SAFETY: the kernel has just made these for this process.
+                #[allow(unsafe_code, reason = "descriptors that came with a message")]
+                out.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
+            }
+        }
+        if out.len() == before {
+            return Err(err!(Unavailable, "the other process ended in the middle of a hand-over"));
+        }
+    }
+    Ok(out)
+}
+
+fn timed(stream: &UnixStream) -> Result<()> {
+    stream
+        .set_nonblocking(false)
+        .and_then(|()| stream.set_read_timeout(Some(WAIT)))
+        .and_then(|()| stream.set_write_timeout(Some(WAIT)))
+        .map_err(broken)
+}
+
+/// Whether the other end is who runs this mount, and wants it.
+pub fn greeted(stream: &mut UnixStream) -> Result<()> {
+    use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+    timed(stream)?;
+    let peer = getsockopt(stream, PeerCredentials).map_err(|e| broken(e.into()))?;
+    if peer.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(err!(PermissionDenied, "user {} does not run this mount", peer.uid()));
+    }
+    let mut hello = [0];
+    stream.read_exact(&mut hello).map_err(broken)?;
+    if hello[0] != HELLO {
+        return Err(err!(Unsupported, "a process of another version wants to take over"));
+    }
+    Ok(())
+}
+
+/// Sends all that a mount is, and waits until it was taken over. The mount is at rest. Errors: it was not.
+pub fn give(mut stream: UnixStream, mount: &Mount, agreed: &Agreed, device: BorrowedFd<'_>) -> Result<()> {
+    let (nodes, files) = mount.nodes.save()?;
+    let state = wire::State {
+        path: mount.nodes.path(crate::nodes::ROOT)?.as_bytes().to_vec().into(),
+        read_only: mount.read_only,
+        capabilities: agreed.capabilities,
+        granted: agreed.granted,
+        major: agreed.version.0,
+        minor: agreed.version.1,
+        next_handle: mount.next_handle(),
+        nodes,
+        handles: mount.save_handles(),
+        hiding: mount.hiding.lock().unwrap_or_else(|e| e.into_inner()).iter().map(|path| path.as_bytes().to_vec().into()).collect(),
+    };
+    let bytes = state.encode_to_vec();
+    let mut descriptors = vec![device];
+    let files: Vec<Arc<Staged>> = files;
+    descriptors.extend(files.iter().map(|staged| staged.descriptor()));
+    stream.write_all(&(bytes.len() as u64).to_ne_bytes()).and_then(|()| stream.write_all(&bytes)).map_err(broken)?;
+    send_descriptors(&stream, &descriptors)?;
+    let mut said = [0];
+    stream.read_exact(&mut said).map_err(broken)?;
+    if said[0] == TAKEN { Ok(()) } else { Err(err!(Internal, "the other process did not take over")) }
+}
+
+/// What was taken over, and still has to be said to the process that gave it.
+pub struct Taken {
+    pub state: wire::State,
+    pub device: OwnedFd,
+    files: Vec<OwnedFd>,
+    stream: UnixStream,
+}
+
+/// Asks the process of a mount for it; `None`: nobody is there.
+pub fn ask(path: &Path) -> Result<Option<Taken>> {
+    let mut stream = match UnixStream::connect(path) {
+        Ok(stream) => stream,
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(e) => return Err(broken(e)),
+    };
+    timed(&stream)?;
+    // It finishes what is under way first.
+    stream.set_read_timeout(Some(WAIT * 4)).map_err(broken)?;
+    stream.write_all(&[HELLO]).map_err(broken)?;
+    let mut length = [0; 8];
+    stream.read_exact(&mut length).map_err(|e| err!(Unavailable, "the mount's process keeps it: its log says why ({e})"))?;
+    let length = u64::from_ne_bytes(length);
+    if length > STATE_MAX_BYTES {
+        return Err(err!(Corrupt, "a hand-over of {length} bytes"));
+    }
+    let mut bytes = vec![0; length as usize];
+    stream.read_exact(&mut bytes).map_err(broken)?;
+    let state = wire::State::decode(&bytes[..]).map_err(|e| err!(Corrupt, "a hand-over does not decode: {e}"))?;
+    let files = state.nodes.iter().filter(|node| node.staged.is_some()).count();
+    let mut all = receive_descriptors(&stream, files + 1)?;
+    let device = all.remove(0);
+    Ok(Some(Taken { state, device, files: all, stream }))
+}
+
+impl Taken {
+    pub fn agreed(&self) -> Agreed {
+        Agreed { capabilities: self.state.capabilities, granted: self.state.granted, version: (self.state.major, self.state.minor) }
+    }
+
+    /// The mount as it was. What cannot be opened any more as it was read answers ESTALE from now on.
+    pub async fn restore(&mut self, fs: FileSystem, config: FuseConfig, device: &Arc<OwnedFd>) -> Result<Mount> {
+        let mut files = std::mem::take(&mut self.files).into_iter().map(File::from);
+        let mut saved = Vec::with_capacity(self.state.nodes.len());
+        for node in std::mem::take(&mut self.state.nodes) {
+            let backing = (node.backing > 0).then(|| Arc::new(Backing::taken_over(device, node.backing)));
+            let staged = match &node.staged {
+                Some(staged) => {
+                    let file = files.next().ok_or_else(|| err!(Corrupt, "a hand-over lacks a file that is being written"))?;
+                    Some(Arc::new(Staged::taken_over(file, staged)))
+                }
+                None => None,
+            };
+            saved.push(Saved { node, backing, staged });
+        }
+        let top = AbsPath::parse(&self.state.path)?;
+        let mount = Mount::taken_over(fs, Nodes::restore(top, saved)?, config, self.state.read_only, self.state.next_handle);
+        for path in &self.state.hiding {
+            mount.hiding.lock().unwrap_or_else(|e| e.into_inner()).insert(AbsPath::parse(path)?);
+        }
+        for handle in std::mem::take(&mut self.state.handles) {
+            let restored = mount.restore_handle(&handle).await?;
+            if matches!(restored, Handle::Lost { reads: true, .. }) {
+                tracing::warn!(node = handle.node, "what was open is not there any more as it was read: it answers ESTALE");
+            }
+            mount.put_handle(handle.number, restored);
+        }
+        Ok(mount)
+    }
+
+    /// From now on it is this process's.
+    pub fn done(mut self) -> Result<()> {
+        self.stream.write_all(&[TAKEN]).map_err(broken)
+    }
+}
