@@ -6,6 +6,7 @@ use crate::args::MountArgs;
 use crate::output::{self, Output};
 use forebay_common::config::{Config, FuseConfig};
 use forebay_common::{AbsPath, Error, Result, err};
+use forebay_fuse::Event;
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
@@ -16,6 +17,10 @@ use std::time::Duration;
 
 /// What the process in the background says to the one that started it when the mount is there.
 const READY: &str = "READY ";
+/// What it says then of a mount that was another process's before (read by `forebay-csi` as well).
+const TAKEN: &str = "taken over; ";
+/// What it says when another process has taken the mount over (read by `forebay-csi` as well).
+const GIVEN: &str = "GIVEN";
 /// Bytes of its log that are shown when it ends before that.
 const LOG_SHOWN: usize = 4_000;
 /// The name under which `mount -t forebay` calls this binary.
@@ -48,8 +53,12 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
     if args.foreground {
         let shown = mountpoint.display().to_string();
         let options = forebay_fuse::Options { mountpoint, path, read_only: read_only || args.read_only, take_over: args.take_over };
-        return forebay_fuse::run(&config.client, &fuse, options, |how| {
-            let _ = output::line(&format!("{READY}{shown}: {how}"));
+        return forebay_fuse::run(&config.client, &fuse, options, |event| {
+            let _ = match event {
+                Event::Ready { how, taken_over: false } => output::line(&format!("{READY}{shown}: {how}")),
+                Event::Ready { how, taken_over: true } => output::line(&format!("{READY}{shown}: {TAKEN}{how}")),
+                Event::Given => output::line(GIVEN),
+            };
         })
         .await;
     }

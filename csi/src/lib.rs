@@ -12,6 +12,7 @@ mod volumes;
 
 use forebay_common::error::at;
 use forebay_common::{Result, err};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::UnixListener;
@@ -88,13 +89,18 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     // Only now: kubelet calls as soon as it finds this socket. It sends the socket's path, escaped, as the request's `:authority`, and `http::uri` takes escapes in
     // what is before an `@` only: so the name has one.
     let registry = options.kubelet_dir.join("plugins_registry").join(format!("{DRIVER}@reg.sock"));
+    let registration = listen(&registry)?;
+    let own = std::fs::metadata(&registry).map(|metadata| metadata.ino()).ok();
     let registrar = Server::builder()
         .add_service(registration::registration_server::RegistrationServer::new(node::Registrar { endpoint }))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listen(&registry)?), stop(&shutdown));
+        .serve_with_incoming_shutdown(UnixListenerStream::new(registration), stop(&shutdown));
     let pages = axum::serve(web, pages()).with_graceful_shutdown(stop(&shutdown));
     tracing::info!(node = options.node, kubelet_dir = %options.kubelet_dir.display(), "the CSI driver is up");
     let (driver, registrar, pages) = tokio::join!(driver, registrar, pages.into_future());
-    let _ = std::fs::remove_file(&registry);
+    // The next pod's driver may be there already.
+    if std::fs::metadata(&registry).map(|metadata| metadata.ino()).ok() == own {
+        let _ = std::fs::remove_file(&registry);
+    }
     volumes.stop().await;
     let failed = |e: tonic::transport::Error| err!(Internal, "the CSI driver ended: {e}");
     driver.map_err(failed)?;

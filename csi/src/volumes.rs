@@ -1,7 +1,7 @@
 //! Published volumes: written down, mounted, and kept mounted.
 //!
 //! A volume of files is a process, `forebay mount DIR --foreground` with a folder of the driver's, that a task watches: where it ends by itself it is begun anew, and takes
-//! away the mount that the dead one left. What it mounts is bound on the pod's place; after a new beginning over what is there, never in its stead: a pod has the volume as
+//! away the mount that the dead one left. The mounts of a driver that is replaced while it runs are taken over by the next one's processes, with what pods have open in them. What it mounts is bound on the pod's place; after a new beginning over what is there, never in its stead: a pod has the volume as
 //! a mount of its own, and sees (with `mountPropagation: HostToContainer`) only what is mounted on that. A volume of sockets is a read-only bind mount.
 
 use crate::Options;
@@ -17,6 +17,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -27,8 +28,10 @@ use tokio_util::sync::CancellationToken;
 gauge!(PUBLISHED, "forebay_csi_volumes", "volumes that are published on this node");
 counter!(RESTARTS, "forebay_csi_mounts_restarted_total", "mounts whose process ended by itself and was begun anew");
 
-/// What a mount says when it is there.
+/// What a mount says when it is there, and then of one that was another process's before; and when another process has it.
 const READY: &str = "READY ";
+const TAKEN: &str = ": taken over; ";
+const GIVEN: &str = "GIVEN";
 /// How long kubelet waits for a mount.
 const READY_WAIT: Duration = Duration::from_secs(30);
 /// How long a mount may take to hand over what is being written, before it is killed.
@@ -78,6 +81,8 @@ fn done(volume: Volume) -> Running {
 pub struct Volumes {
     dir: PathBuf,
     mounts: PathBuf,
+    /// Where the mounts' processes listen for others that take them over: those of the driver's next pod.
+    control: PathBuf,
     mount: Vec<OsString>,
     socket_dir: PathBuf,
     running: Mutex<HashMap<PathBuf, Running>>,
@@ -111,11 +116,11 @@ fn unmount_all(target: &Path) {
 
 impl Volumes {
     pub fn open(dir: PathBuf, options: &Options) -> Result<Volumes> {
-        let mounts = dir.with_file_name("mounts");
-        for dir in [&dir, &mounts] {
+        let (mounts, control) = (dir.with_file_name("mounts"), dir.with_file_name("control"));
+        for dir in [&dir, &mounts, &control] {
             std::fs::create_dir_all(dir).map_err(at(dir.display()))?;
         }
-        Ok(Volumes { dir, mounts, mount: options.mount.clone(), socket_dir: options.socket_dir.clone(), running: Mutex::default() })
+        Ok(Volumes { dir, mounts, control, mount: options.mount.clone(), socket_dir: options.socket_dir.clone(), running: Mutex::default() })
     }
 
     fn record(&self, target: &Path) -> PathBuf {
@@ -209,7 +214,8 @@ impl Volumes {
     fn command(&self, volume: &Volume) -> Command {
         let [program, before @ ..] = self.mount.as_slice() else { return Command::new("forebay") };
         let mut command = Command::new(program);
-        command.args(before).arg("mount").arg(self.own_mount(&volume.target)).args(["--foreground", "--mkdir"]);
+        command.args(before).arg("mount").arg(self.own_mount(&volume.target)).args(["--foreground", "--mkdir", "--take-over"]);
+        command.arg("-o").arg(format!("control_dir={}", self.control.display()));
         if let Kind::Files { path, master, options, read_only } = &volume.kind {
             command.arg("--path").arg(path);
             if let Some(master) = master {
@@ -276,6 +282,8 @@ struct Said {
     bound: bool,
     /// Its last line, as it comes.
     last: Arc<std::sync::Mutex<String>>,
+    /// Another process has it.
+    given: Arc<AtomicBool>,
 }
 
 /// Passes on what a mount's process says, until it is there or has ended.
@@ -292,12 +300,14 @@ async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::S
             }
         });
     }
+    let given = Arc::new(AtomicBool::new(false));
     if let Some(stdout) = child.stdout.take() {
         let mut lines = BufReader::new(stdout).lines();
         if let Ok(Some(line)) = lines.next_line().await
             && line.starts_with(READY)
         {
-            match bind(own, &volume.target) {
+            // What is taken over is at the pod's place already.
+            match if line.contains(TAKEN) { Ok(()) } else { bind(own, &volume.target) } {
                 Ok(()) => {
                     tracing::info!(volume = volume.id, target = %volume.target.display(), "a volume is mounted");
                     state.send_replace(State::Ready);
@@ -309,8 +319,14 @@ async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::S
                 }
             }
         }
+        let given = given.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                given.fetch_or(line == GIVEN, Ordering::SeqCst);
+            }
+        });
     }
-    Said { bound, last }
+    Said { bound, last, given }
 }
 
 /// Runs a volume's process until `stop`, as often as it takes.
@@ -339,6 +355,10 @@ async fn keep(volume: Volume, own: PathBuf, mut command: Command, state: watch::
                 layers += usize::from(said.bound);
                 // Given the time to be read.
                 tokio::time::sleep(Duration::from_millis(50)).await;
+                if said.given.load(Ordering::SeqCst) {
+                    tracing::info!(volume = volume.id, "the driver's next pod has the volume's mount");
+                    return;
+                }
                 let last = said.last.lock().unwrap_or_else(|e| e.into_inner()).clone();
                 if last.is_empty() { format!("the mount ended: {ended:?}") } else { last }
             }

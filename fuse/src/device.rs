@@ -11,6 +11,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::io::{Error, Result};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 mod ioctl {
     // linux/fuse.h: FUSE_DEV_IOC_BACKING_CLOSE
@@ -27,17 +28,19 @@ mod ioctl {
 pub struct Backing {
     id: u32,
     device: Arc<OwnedFd>,
+    /// Until then it is still another process's.
+    ours: Arc<AtomicBool>,
 }
 
 impl Backing {
     /// Has the kernel take a descriptor.
     pub fn open(device: &Arc<OwnedFd>, descriptor: OwnedFd) -> Result<Backing> {
-        Ok(Backing { id: BackingId::create_raw(device, descriptor)?, device: device.clone() })
+        Ok(Backing { id: BackingId::create_raw(device, descriptor)?, device: device.clone(), ours: Arc::new(AtomicBool::new(true)) })
     }
 
-    /// One that another process had the kernel take.
-    pub fn taken_over(device: &Arc<OwnedFd>, id: u32) -> Backing {
-        Backing { id, device: device.clone() }
+    /// One that another process had the kernel take, and that is this one's once `ours` is true.
+    pub fn taken_over(device: &Arc<OwnedFd>, id: u32, ours: &Arc<AtomicBool>) -> Backing {
+        Backing { id, device: device.clone(), ours: ours.clone() }
     }
 
     pub fn id(&self) -> u32 {
@@ -47,11 +50,24 @@ impl Backing {
 
 impl Drop for Backing {
     fn drop(&mut self) {
+        if !self.ours.load(Ordering::SeqCst) {
+            return;
+        }
         // SAFETY: the pointer is to a number that lives as long as the call.
         #[allow(unsafe_code, reason = "an ioctl")]
         if let Err(e) = unsafe { ioctl::backing_close(self.device.as_raw_fd(), &raw const self.id) } {
             tracing::debug!(error = %e, "the kernel keeps a file that it read");
         }
+    }
+}
+
+/// FUSE_HAS_RESEND: the kernel sends again what was taken from it and not answered (Linux 6.9).
+const HAS_RESEND: u64 = 1 << 39;
+
+impl Agreed {
+    /// Whether a mount on this kernel can change hands.
+    pub fn may_change_hands(&self) -> bool {
+        self.capabilities & HAS_RESEND != 0
     }
 }
 
@@ -135,11 +151,15 @@ impl Stopped {
         let (dead, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         drop(other);
         let mut stopped = Stopped { kept: Vec::new(), dead };
-        for number in devices()?.into_iter().filter(|number| !except.contains(number)) {
+        let numbers: Vec<RawFd> = devices()?.into_iter().filter(|number| !except.contains(number)).collect();
+        for number in &numbers {
+            let number = *number;
             // SAFETY: the number was read a moment ago, and nobody closes the session's devices while it runs.
             #[allow(unsafe_code, reason = "a number that fuser owns is borrowed for one call")]
             let kept = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()?;
             stopped.kept.push(kept);
+        }
+        for number in numbers {
             put_under(number, stopped.dead.as_fd())?;
         }
         Ok(stopped)

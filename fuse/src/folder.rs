@@ -44,6 +44,22 @@ impl Folder {
         Ok(self.window.get(index).cloned())
     }
 
+    /// All that is left of a listing that was begun, with the place of the first of it.
+    pub async fn rest(&mut self) -> Result<(u64, Vec<FileStatus>)> {
+        while let Some(listing) = &mut self.listing {
+            match listing.next().await? {
+                Some(batch) => self.window.extend(batch),
+                None => (self.ended, self.listing) = (true, None),
+            }
+        }
+        Ok((self.first, self.window.iter().cloned().collect()))
+    }
+
+    /// What `rest` told.
+    pub fn taken_over(first: u64, entries: &[FileStatus]) -> Folder {
+        Folder { listing: None, window: entries.iter().cloned().collect(), first, ended: first > 0 || !entries.is_empty() }
+    }
+
     /// The next reader wants to see what is there now.
     pub fn rewind(&mut self) {
         *self = Folder::default();

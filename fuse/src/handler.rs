@@ -2,7 +2,7 @@
 
 use crate::attributes;
 use crate::device::Agreed;
-use crate::mount::{self, Handle, How, Mount, New, READ_BYTES, READS, STATFS_BYTES, STATISTICS, STATISTICS_NODE};
+use crate::mount::{self, Gate, Handle, How, Mount, New, READ_BYTES, READS, STATFS_BYTES, STATISTICS, STATISTICS_NODE};
 use crate::nodes::{Node, ROOT, Use};
 use forebay_common::{Error, ErrorKind, Result, counter};
 use forebay_proto::XAttr;
@@ -14,13 +14,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle as Runtime;
 
 counter!(FAILED, "forebay_fuse_errors_total", "requests of the kernel that were answered with an error of the cluster's");
 
 /// Requests that the kernel may have under way which nobody waits for, such as reading ahead.
 const BACKGROUND_MAX: u16 = 128;
+/// Between two looks of a request that waits whether it is to be worked on.
+const AT_THE_GATE: Duration = Duration::from_millis(1);
 const GENERATION: Generation = Generation(0);
 
 pub struct Handler {
@@ -60,15 +62,22 @@ macro_rules! answer {
     }};
 }
 
-/// While the mount changes hands a request is left to the kernel: nothing is replied, and it is sent again to whoever goes on. Else nobody takes the mount meanwhile.
+/// Nobody takes the mount while a request is taken up. While that is about to be done the request waits, and once it was done it is the kernel's again.
 macro_rules! taken {
     ($self:ident, $reply:ident) => {{
-        let gate = $self.mount.gate.read().unwrap_or_else(|e| e.into_inner());
-        if *gate {
-            std::mem::forget($reply);
-            return;
+        loop {
+            let gate = $self.mount.gate.read().unwrap_or_else(|e| e.into_inner());
+            match *gate {
+                Gate::Open => break gate,
+                Gate::Shut => {}
+                Gate::Moved => {
+                    std::mem::forget($reply);
+                    return;
+                }
+            }
+            drop(gate);
+            std::thread::sleep(AT_THE_GATE);
         }
-        gate
     }};
 }
 

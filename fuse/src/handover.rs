@@ -22,6 +22,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Descriptors of one message; the kernel takes 253.
@@ -32,17 +33,31 @@ const WAIT: Duration = Duration::from_secs(30);
 const STATE_MAX_BYTES: u64 = 4 << 30;
 const HELLO: u8 = 1;
 const TAKEN: u8 = 2;
+const GO: u8 = 3;
+/// Where the processes of root's mounts listen, if nothing else is said.
+const RUN_DIR: &str = "/run/forebay-mount";
 
 /// Where the process of a mount listens.
-pub fn control(staging_dir: &Path, mountpoint: &Path) -> PathBuf {
+pub fn control(fuse: &FuseConfig, mountpoint: &Path) -> PathBuf {
+    let dir = match fuse.control_dir.as_os_str().is_empty() {
+        true if nix::unistd::geteuid().is_root() => Path::new(RUN_DIR),
+        true => &fuse.staging_dir,
+        false => &fuse.control_dir,
+    };
+    // However it is written.
+    let mountpoint: PathBuf = mountpoint.components().collect();
     let name =
         mountpoint.to_string_lossy().bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    staging_dir.join(format!(".forebay-mount-{name:016x}"))
+    dir.join(format!(".forebay-mount-{name:016x}"))
 }
 
 /// Listens, in the place of whoever did before.
 pub fn listen(path: &Path) -> Result<UnixListener> {
     let failed = |e: std::io::Error| Error::io(format!("the socket {} for --take-over", path.display()), &e);
+    if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    }
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
@@ -93,14 +108,20 @@ fn timed(stream: &UnixStream) -> Result<()> {
         .map_err(broken)
 }
 
-/// Whether the other end is who runs this mount, and wants it.
-pub fn greeted(stream: &mut UnixStream) -> Result<()> {
+/// Errors: at the other end is somebody else than this process's user.
+fn check_peer(stream: &UnixStream) -> Result<()> {
     use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-    timed(stream)?;
     let peer = getsockopt(stream, PeerCredentials).map_err(|e| broken(e.into()))?;
     if peer.uid() != nix::unistd::geteuid().as_raw() {
-        return Err(err!(PermissionDenied, "user {} does not run this mount", peer.uid()));
+        return Err(err!(PermissionDenied, "user {} is at the other end of a hand-over", peer.uid()));
     }
+    Ok(())
+}
+
+/// Whether the other end is who runs this mount, and wants it.
+pub fn greeted(stream: &mut UnixStream) -> Result<()> {
+    timed(stream)?;
+    check_peer(stream)?;
     let mut hello = [0];
     stream.read_exact(&mut hello).map_err(broken)?;
     if hello[0] != HELLO {
@@ -109,8 +130,8 @@ pub fn greeted(stream: &mut UnixStream) -> Result<()> {
     Ok(())
 }
 
-/// Sends all that a mount is, and waits until it was taken over. The mount is at rest. Errors: it was not.
-pub fn give(mut stream: UnixStream, mount: &Mount, agreed: &Agreed, device: BorrowedFd<'_>) -> Result<()> {
+/// Sends all that a mount is, and once the other process has it all, its word to go on. The mount is at rest. Errors: it was not taken over, and that word was not said.
+pub fn give(mut stream: UnixStream, mount: &Mount, handles: Vec<wire::Handle>, agreed: &Agreed, device: BorrowedFd<'_>) -> Result<()> {
     let (nodes, files) = mount.nodes.save()?;
     let state = wire::State {
         path: mount.nodes.path(crate::nodes::ROOT)?.as_bytes().to_vec().into(),
@@ -121,7 +142,7 @@ pub fn give(mut stream: UnixStream, mount: &Mount, agreed: &Agreed, device: Borr
         minor: agreed.version.1,
         next_handle: mount.next_handle(),
         nodes,
-        handles: mount.save_handles(),
+        handles,
         hiding: mount.hiding.lock().unwrap_or_else(|e| e.into_inner()).iter().map(|path| path.as_bytes().to_vec().into()).collect(),
     };
     let bytes = state.encode_to_vec();
@@ -132,7 +153,12 @@ pub fn give(mut stream: UnixStream, mount: &Mount, agreed: &Agreed, device: Borr
     send_descriptors(&stream, &descriptors)?;
     let mut said = [0];
     stream.read_exact(&mut said).map_err(broken)?;
-    if said[0] == TAKEN { Ok(()) } else { Err(err!(Internal, "the other process did not take over")) }
+    if said[0] != TAKEN {
+        return Err(err!(Internal, "the other process did not take over"));
+    }
+    // Before this process's descriptors are closed.
+    crate::device::resend(device).map_err(|e| Error::io("having the kernel send requests again", &e))?;
+    stream.write_all(&[GO]).map_err(broken)
 }
 
 /// What was taken over, and still has to be said to the process that gave it.
@@ -141,6 +167,7 @@ pub struct Taken {
     pub device: OwnedFd,
     files: Vec<OwnedFd>,
     stream: UnixStream,
+    ours: Arc<AtomicBool>,
 }
 
 /// Asks the process of a mount for it; `None`: nobody is there.
@@ -150,6 +177,7 @@ pub fn ask(path: &Path) -> Result<Option<Taken>> {
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => return Ok(None),
         Err(e) => return Err(broken(e)),
     };
+    check_peer(&stream)?;
     timed(&stream)?;
     // It finishes what is under way first.
     stream.set_read_timeout(Some(WAIT * 4)).map_err(broken)?;
@@ -166,7 +194,7 @@ pub fn ask(path: &Path) -> Result<Option<Taken>> {
     let files = state.nodes.iter().filter(|node| node.staged.is_some()).count();
     let mut all = receive_descriptors(&stream, files + 1)?;
     let device = all.remove(0);
-    Ok(Some(Taken { state, device, files: all, stream }))
+    Ok(Some(Taken { state, device, files: all, stream, ours: Arc::default() }))
 }
 
 impl Taken {
@@ -179,7 +207,7 @@ impl Taken {
         let mut files = std::mem::take(&mut self.files).into_iter().map(File::from);
         let mut saved = Vec::with_capacity(self.state.nodes.len());
         for node in std::mem::take(&mut self.state.nodes) {
-            let backing = (node.backing > 0).then(|| Arc::new(Backing::taken_over(device, node.backing)));
+            let backing = (node.backing > 0).then(|| Arc::new(Backing::taken_over(device, node.backing, &self.ours)));
             let staged = match &node.staged {
                 Some(staged) => {
                     let file = files.next().ok_or_else(|| err!(Corrupt, "a hand-over lacks a file that is being written"))?;
@@ -204,8 +232,15 @@ impl Taken {
         Ok(mount)
     }
 
-    /// From now on it is this process's.
+    /// From now on it is this process's. Errors: it is not, and the other one has it.
     pub fn done(mut self) -> Result<()> {
-        self.stream.write_all(&[TAKEN]).map_err(broken)
+        let mut said = [0];
+        self.stream.set_read_timeout(Some(WAIT)).and_then(|()| self.stream.write_all(&[TAKEN])).map_err(broken)?;
+        self.stream.read_exact(&mut said).map_err(broken)?;
+        if said[0] != GO {
+            return Err(err!(Internal, "the other process kept the mount"));
+        }
+        self.ours.store(true, Ordering::SeqCst);
+        Ok(())
     }
 }

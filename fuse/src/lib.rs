@@ -20,4 +20,4 @@ mod session;
 mod staged;
 
 pub use mount::STATISTICS;
-pub use session::{Options, able, run};
+pub use session::{Event, Options, able, run};

@@ -90,6 +90,17 @@ pub enum How {
     Passthrough(Arc<Backing>),
 }
 
+/// Whether requests are worked on.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Gate {
+    #[default]
+    Open,
+    /// They wait, each in the thread that took it from the kernel.
+    Shut,
+    /// The device is not this process's any more: they are left unanswered, and the kernel sends them again to whoever goes on.
+    Moved,
+}
+
 pub struct Mount {
     pub fs: FileSystem,
     pub config: FuseConfig,
@@ -101,8 +112,8 @@ pub struct Mount {
     pub device: OnceLock<Arc<OwnedFd>>,
     /// What was agreed on with the kernel.
     pub agreed: std::sync::Mutex<Agreed>,
-    /// True while the mount changes hands: no request is taken then.
-    pub gate: RwLock<bool>,
+    /// Whether requests are worked on.
+    pub gate: RwLock<Gate>,
     /// The kernel and this process's capabilities allow it.
     pub passthrough: AtomicBool,
     pub handles: RwLock<HashMap<u64, Arc<Handle>>>,
@@ -147,28 +158,34 @@ impl Mount {
     }
 
     /// What is open, as another process goes on with it.
-    pub fn save_handles(&self) -> Vec<wire::Handle> {
+    pub async fn save_handles(&self) -> Result<Vec<wire::Handle>> {
         use wire::handle::Kind;
-        let handles = self.handles.read().unwrap_or_else(|e| e.into_inner());
-        let save = |(number, handle): (&u64, &Arc<Handle>)| {
-            let (kind, node, text) = match &**handle {
+        let handles: Vec<(u64, Arc<Handle>)> =
+            self.handles.read().unwrap_or_else(|e| e.into_inner()).iter().map(|(number, handle)| (*number, handle.clone())).collect();
+        let mut out = Vec::with_capacity(handles.len());
+        for (number, handle) in handles {
+            let (mut first, mut entries) = (0, Vec::new());
+            let (kind, node, text) = match &*handle {
                 Handle::Reads { node, .. } => (Kind::Reads, node.id, Vec::new()),
                 Handle::Passes { node, .. } => (Kind::Passes, node.id, Vec::new()),
                 Handle::Writes { node, writes, .. } => (if *writes { Kind::Writes } else { Kind::ReadsStaged }, node.id, Vec::new()),
-                Handle::Folder { path_of, .. } => (Kind::Folder, *path_of, Vec::new()),
+                Handle::Folder { path_of, folder } => {
+                    (first, entries) = folder.lock().await.rest().await?;
+                    (Kind::Folder, *path_of, Vec::new())
+                }
                 Handle::Statistics(text) => (Kind::Statistics, 0, text.clone()),
                 Handle::Lost { node, reads } => (if *reads { Kind::Reads } else { Kind::Passes }, node.id, Vec::new()),
             };
-            wire::Handle { number: *number, kind: kind.into(), node, text: text.into() }
-        };
-        handles.iter().map(save).collect()
+            out.push(wire::Handle { number, kind: kind.into(), node, text: text.into(), first, entries });
+        }
+        Ok(out)
     }
 
     /// A handle as it was, as far as what it was open for is still there.
     pub async fn restore_handle(&self, saved: &wire::Handle) -> Result<Handle> {
         use wire::handle::Kind;
         let handle = match saved.kind() {
-            Kind::Folder => Handle::Folder { path_of: saved.node, folder: Mutex::default() },
+            Kind::Folder => Handle::Folder { path_of: saved.node, folder: Mutex::new(Folder::taken_over(saved.first, &saved.entries)) },
             Kind::Statistics => Handle::Statistics(saved.text.to_vec()),
             kind @ (Kind::Writes | Kind::ReadsStaged) => {
                 let node = self.nodes.get(saved.node)?;
@@ -185,8 +202,11 @@ impl Mount {
                     Some(path) => self.fs.open(&path).await,
                     None => self.reader_of(&node).await,
                 };
-                let same = |reader: &FileReader| Version::of(reader.status()) == version;
-                let Some(reader) = reader.ok().filter(same) else { return Ok(Handle::Lost { node, reads: kind == Kind::Reads }) };
+                let reader = match reader {
+                    Ok(reader) if Version::of(reader.status()) == version => reader,
+                    Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::FileChanged) => return Err(e),
+                    _ => return Ok(Handle::Lost { node, reads: kind == Kind::Reads }),
+                };
                 if kind == Kind::Reads { Handle::Reads { node, reader } } else { Handle::Passes { node, reader } }
             }
         };

@@ -237,7 +237,10 @@ impl Mount {
             }
             Handle::Passes { reader, .. } => reader.slice(offset, length).await,
             Handle::Folder { .. } => Err(err!(IsADirectory, "a folder")),
-            Handle::Lost { .. } => Err(err!(FileChanged, "this file was replaced while the mount changed hands")),
+            Handle::Lost { node, .. } => match node.in_use() {
+                Use::Staged(staged) => staged.read(offset, length).map(Into::into),
+                _ => Err(err!(FileChanged, "this file was replaced while the mount changed hands")),
+            },
         }
     }
 

@@ -3,14 +3,16 @@
 use crate::device::{self, Agreed, Stopped};
 use crate::handler::Handler;
 use crate::handover;
-use crate::mount::Mount;
+use crate::mount::{Gate, Mount, STATISTICS};
 use crate::staged;
 use forebay_client::FileSystem;
 use forebay_common::config::{ClientConfig, FuseConfig};
 use forebay_common::{AbsPath, Error, Result, err};
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use std::ffi::OsStr;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,6 +34,20 @@ const SETTLED: Duration = Duration::from_millis(50);
 const WOKEN: Duration = Duration::from_millis(5);
 /// CAP_SYS_ADMIN, a bit of `CapEff` in /proc/self/status (capabilities(7)).
 const CAP_SYS_ADMIN: u32 = 21;
+
+/// What a mount's process has to tell.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// It serves the mount.
+    Ready {
+        /// Who reads cached files.
+        how: &'static str,
+        /// It was another process's before.
+        taken_over: bool,
+    },
+    /// Another process serves it now; this one ends.
+    Given,
+}
 
 /// What is mounted where.
 pub struct Options {
@@ -84,6 +100,12 @@ fn prepare(mountpoint: &Path) -> Result<()> {
         }
         Err(e) => Err(Error::io(mountpoint.display(), &e)),
         Ok(metadata) if !metadata.is_dir() => Err(err!(NotADirectory, "{} is not a folder", mountpoint.display())),
+        Ok(_) if mountpoint.join(OsStr::from_bytes(STATISTICS)).exists() => Err(err!(
+            Busy,
+            "a Forebay mount is on {} already: umount it first, or take it over from its process (--take-over, with the same control_dir)",
+            mountpoint.display()
+        )
+        .with_retryable(false)),
         Ok(_) if !Path::new("/dev/fuse").exists() => {
             Err(err!(Unsupported, "there is no /dev/fuse here: load the kernel module (modprobe fuse), or give the container the device"))
         }
@@ -113,13 +135,19 @@ fn grants() -> usize {
     usize::try_from(limit / 4).unwrap_or(GRANTS_MAX).min(GRANTS_MAX)
 }
 
-/// Mounts, or takes a live mount over where that is asked for, calls `ready`, and serves until the mount is taken away (`umount`), another process takes it over, or the process
+/// Mounts, or takes a live mount over where that is asked for, `tell`s what comes, and serves until the mount is taken away (`umount`), another process takes it over, or the process
 /// is told to stop (SIGTERM, SIGINT): then what was written is handed over, and the mount goes.
 ///
 /// Needs a runtime of several threads. Errors: the master, the mount point, the kernel; each with what to do.
-pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, ready: impl FnOnce(&str)) -> Result<()> {
-    let control = handover::control(&fuse.staging_dir, &options.mountpoint);
-    let mut taken = match options.take_over {
+pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, tell: impl Fn(Event)) -> Result<()> {
+    let control = handover::control(fuse, &options.mountpoint);
+    let mut client = client.clone();
+    if fuse.hard {
+        client.call_timeout_ms = HARD_MS;
+    }
+    client.grants_max = client.grants_max.max(grants());
+    let fs = FileSystem::connect(&client).await?;
+    let taken = match options.take_over {
         true => {
             let control = control.clone();
             tokio::task::spawn_blocking(move || handover::ask(&control)).await.map_err(|e| err!(Internal, "taking over: {e}"))??
@@ -129,12 +157,6 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, rea
     if taken.is_none() {
         prepare(&options.mountpoint)?;
     }
-    let mut client = client.clone();
-    if fuse.hard {
-        client.call_timeout_ms = HARD_MS;
-    }
-    client.grants_max = client.grants_max.max(grants());
-    let fs = FileSystem::connect(&client).await?;
     let no_passthrough = if !fuse.passthrough {
         Some("fuse.passthrough is off".to_owned())
     } else if !may_pass_descriptors() {
@@ -158,12 +180,16 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, rea
     config.n_threads = Some(fuse.threads);
     config.clone_fd = true;
     let at = options.mountpoint.display().to_string();
-    let (mount, mut serving) = match &mut taken {
-        Some(taken) => {
+    let was_live = taken.is_some();
+    let (mount, mut serving) = match taken {
+        Some(mut taken) => {
             let device = Arc::new(taken.device.try_clone().map_err(|e| Error::io("the mount's device", &e))?);
             let mount = Arc::new(taken.restore(fs.clone(), fuse.clone(), &device).await?);
             let _ = mount.device.set(device);
-            let serving = Serving::go_on(&mount, no_passthrough.clone(), taken.agreed(), &config)?;
+            // Until its process has said so the mount is its own: nothing was read from the kernel before.
+            let agreed = taken.agreed();
+            tokio::task::spawn_blocking(move || taken.done()).await.map_err(|e| err!(Internal, "taking over: {e}"))??;
+            let serving = Serving::go_on(&mount, no_passthrough.clone(), agreed, &config)?;
             (mount, serving)
         }
         None => {
@@ -178,12 +204,6 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, rea
             (mount, serving)
         }
     };
-    let was_live = taken.is_some();
-    if let Some(taken) = taken
-        && let Err(e) = taken.done()
-    {
-        tracing::warn!(error = %e, "the process that gave the mount had ended already");
-    }
     // Without it the mount is as good, but cannot be taken over.
     let listener = handover::listen(&control)
         .and_then(|listener| tokio::net::UnixListener::from_std(listener).map_err(|e| Error::io("the socket for --take-over", &e)));
@@ -192,7 +212,8 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, rea
     let (mut terminated, mut interrupted) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let passes = mount.passthrough.load(Ordering::SeqCst);
     tracing::info!(at, path = %options.path, passthrough = passes, taken_over = was_live, "mounted");
-    ready(if passes { "cached files of one block are read by the kernel itself" } else { "files are read through this process" });
+    let how = if passes { "cached files of one block are read by the kernel itself" } else { "files are read through this process" };
+    tell(Event::Ready { how, taken_over: was_live });
     let done = loop {
         tokio::select! {
             done = serving.ended() => break done,
@@ -208,6 +229,7 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, rea
                         tracing::debug!(error = %e, "the last counters were not told");
                     }
                     tracing::info!(at, "another process has taken the mount over");
+                    tell(Event::Given);
                     // Nothing is dropped: the kernel's files, and the mount itself, are the other one's.
                     std::process::exit(0);
                 }
@@ -217,7 +239,7 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, rea
                         let agreed = *mount.agreed.lock().unwrap_or_else(|e| e.into_inner());
                         serving = Serving::go_on(&mount, no_passthrough.clone(), agreed, &config)?;
                     } else {
-                        open_gate(&mount)?;
+                        *mount.gate.write().unwrap_or_else(|e| e.into_inner()) = Gate::Open;
                     }
                 }
             },
@@ -247,21 +269,16 @@ async fn accepted(listener: Option<&tokio::net::UnixListener>) -> std::os::unix:
     }
 }
 
-/// Requests are taken again, those that were left to the kernel as well.
-fn open_gate(mount: &Mount) -> Result<()> {
-    *mount.gate.write().unwrap_or_else(|e| e.into_inner()) = false;
-    match mount.device.get() {
-        Some(device) => device::resend(device.as_fd()).map_err(|e| Error::io("having the kernel send requests again", &e)),
-        None => Ok(()),
-    }
-}
-
 /// Gives the mount to whoever asks. Errors: it was not taken over; the session may have been stopped for that.
 async fn change_hands(mut stream: std::os::unix::net::UnixStream, mount: &Arc<Mount>, serving: &mut Serving) -> Result<()> {
     let stream = tokio::task::spawn_blocking(move || handover::greeted(&mut stream).map(|()| stream)).await;
     let stream = stream.map_err(|e| err!(Internal, "greeting: {e}"))??;
     let device = mount.device.get().cloned().ok_or_else(|| err!(Internal, "a mount without a device"))?;
-    *mount.gate.write().unwrap_or_else(|e| e.into_inner()) = true;
+    if !mount.agreed.lock().unwrap_or_else(|e| e.into_inner()).may_change_hands() {
+        return Err(err!(Unsupported, "this kernel does not send requests again (Linux 6.9 does): a mount on it stays with its process"));
+    }
+    let gate = |state| *mount.gate.write().unwrap_or_else(|e| e.into_inner()) = state;
+    gate(Gate::Shut);
     mount.settle(SETTLING_MAX).await;
     if !mount.is_at_rest() {
         return Err(err!(Timeout, "requests are still being worked on"));
@@ -270,12 +287,14 @@ async fn change_hands(mut stream: std::os::unix::net::UnixStream, mount: &Arc<Mo
     if failures > 0 {
         return Err(err!(Unavailable, "{failures} files that are being written could not be handed over to the namespace first"));
     }
+    let handles = mount.save_handles().await?;
     let stopped = Stopped::new(&[device.as_raw_fd()]).map_err(|e| Error::io("taking the device from its threads", &e))?;
+    gate(Gate::Moved);
     serving.stopped(&stopped).await?;
     let (mount, agreed) = (mount.clone(), *mount.agreed.lock().unwrap_or_else(|e| e.into_inner()));
     let given = tokio::task::spawn_blocking(move || {
         let device = stopped.device().ok_or_else(|| err!(Internal, "the session had no device"))?;
-        let given = handover::give(stream, &mount, &agreed, device);
+        let given = handover::give(stream, &mount, handles, &agreed, device);
         if given.is_err()
             && let Err(e) = device::resend(device)
         {
@@ -313,7 +332,7 @@ impl Serving {
         let handler = Handler { mount: mount.clone(), runtime: tokio::runtime::Handle::current(), no_passthrough, granted };
         let session = device::resumed(handler, device.as_fd(), &agreed, config.acl, config.clone());
         let session = session.map_err(|e| Error::io("going on with a session", &e))?;
-        open_gate(mount)?;
+        *mount.gate.write().unwrap_or_else(|e| e.into_inner()) = Gate::Open;
         Serving::run(mount, session, false)
     }
 
@@ -356,7 +375,15 @@ impl Serving {
         let gone = tokio::task::spawn_blocking(move || {
             let done = match session {
                 Some(session) => session.umount_and_join(),
-                None => nix::mount::umount2(&point, nix::mount::MntFlags::empty()).map_err(std::io::Error::from),
+                None => match nix::mount::umount2(&point, nix::mount::MntFlags::empty()) {
+                    // A user's own mount: by the program that may.
+                    Err(nix::errno::Errno::EPERM) => match std::process::Command::new("fusermount3").arg("-u").arg(&point).status() {
+                        Ok(done) if done.success() => Ok(()),
+                        Ok(_) => Err(nix::errno::Errno::EPERM.into()),
+                        Err(e) => Err(e),
+                    },
+                    other => other.map_err(std::io::Error::from),
+                },
             };
             match done {
                 Err(e) if e.raw_os_error() == Some(nix::libc::EBUSY) => {

@@ -59,9 +59,9 @@ async fn a_live_mount_changes_hands() {
     for i in 0..20 {
         write(&client, &format!("/m/d/f{i}"), &pattern(100 + i, 0, 30_000), CreateOptions { recursive: true, ..CreateOptions::default() }).await;
     }
-    let staging = cluster.dir.path().join("staging");
+    let staging = cluster.dir.path().join("control");
     fs::create_dir(&staging).unwrap();
-    let option = format!("staging_dir={}", staging.display());
+    let option = format!("control_dir={}", staging.display());
     let mut mount = Mount::start(&cluster, "mnt", &["--path", "/m", "-o", &option]);
     let at = |name: &str| -> PathBuf { mount.at.join(name) };
     let mut rng = rng("a_live_mount_changes_hands");

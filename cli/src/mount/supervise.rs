@@ -1,9 +1,9 @@
 //! `forebay mount --supervise`: a small process that begins the mount's process anew when that is killed or fails.
 //!
 //! What a dead mount left is taken away by the new one; programs that had files open get ENOTCONN for these, and open them again. A process that ends well (the mount was taken
-//! away, or it was told to stop) is not begun anew, nor is one that never got as far as mounting: its error is somebody's to mend.
+//! away, or it was told to stop) is not begun anew. Where another process has taken the mount over this one waits until it is told to stop: whoever runs it would begin it anew. Nor is one that never got as far as mounting: its error is somebody's to mend.
 
-use super::{READY, arguments};
+use super::{GIVEN, READY, arguments};
 use forebay_common::{Error, Result, err};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -53,7 +53,7 @@ impl Stop {
 pub async fn run(mountpoint: &Path) -> Result<()> {
     let words: Vec<OsString> = arguments().skip(1).filter(|word| word != "--supervise").collect();
     let mut stop = Stop::new()?;
-    let (mut mounted, mut stopping, mut pause) = (false, false, PAUSES.0);
+    let (mut mounted, mut given, mut stopping, mut pause) = (false, false, false, PAUSES.0);
     loop {
         let began = tokio::time::Instant::now();
         let ended = match start(&words) {
@@ -65,6 +65,7 @@ pub async fn run(mountpoint: &Path) -> Result<()> {
                             crate::output::line(&line)?;
                         }
                         mounted |= line.starts_with(READY);
+                        given |= line == GIVEN;
                     }
                     ended = child.wait() => break ended.map_or_else(|e| e.to_string(), |ended| if ended.success() { String::new() } else { ended.to_string() }),
                     () = stop.asked() => {
@@ -78,7 +79,11 @@ pub async fn run(mountpoint: &Path) -> Result<()> {
             },
             Err(e) => e.to_string(),
         };
-        if ended.is_empty() {
+        if given && !stopping {
+            tracing::info!("another process has the mount now");
+            stop.asked().await;
+        }
+        if given || ended.is_empty() {
             return Ok(());
         }
         if stopping || !mounted {

@@ -20,6 +20,8 @@ pub struct FuseConfig {
     pub read_ahead_kb: u64,
     /// Where files that are being written are kept until they are handed over.
     pub staging_dir: PathBuf,
+    /// Where the process of a mount listens for one that takes it over; empty: `staging_dir`.
+    pub control_dir: PathBuf,
     /// Other users than the one who mounts may use it.
     pub allow_other: bool,
     /// Wait for a master that does not answer, however long; else a call fails after `client.call_timeout_ms`.
@@ -35,6 +37,7 @@ impl Default for FuseConfig {
             passthrough: true,
             read_ahead_kb: 4_096,
             staging_dir: "/var/tmp".into(),
+            control_dir: PathBuf::new(),
             allow_other: true,
             hard: false,
         }
@@ -62,12 +65,13 @@ impl FuseConfig {
             "passthrough" => self.passthrough = parsed(name, value)?,
             "read_ahead_kb" => self.read_ahead_kb = parsed(name, value)?,
             "staging_dir" => self.staging_dir = value.into(),
+            "control_dir" => self.control_dir = value.into(),
             "allow_other" => self.allow_other = parsed(name, value)?,
             "hard" => self.hard = parsed(name, value)?,
             _ => {
                 return Err(err!(
                     InvalidArgument,
-                    "-o {name} is no option of a Forebay mount: there are ro, allow_other, attr_ttl_ms, entry_ttl_ms, threads, passthrough, read_ahead_kb, staging_dir, hard"
+                    "-o {name} is no option of a Forebay mount: there are ro, allow_other, attr_ttl_ms, entry_ttl_ms, threads, passthrough, read_ahead_kb, staging_dir, control_dir, hard"
                 ));
             }
         }
