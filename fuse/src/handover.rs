@@ -125,7 +125,7 @@ pub fn greeted(stream: &mut UnixStream) -> Result<()> {
     let mut hello = [0];
     stream.read_exact(&mut hello).map_err(broken)?;
     if hello[0] != HELLO {
-        return Err(err!(Unsupported, "a process of another version wants to take over"));
+        return Err(err!(InvalidArgument, "a process of another version wants to take over"));
     }
     Ok(())
 }
@@ -170,7 +170,16 @@ pub struct Taken {
     ours: Arc<AtomicBool>,
 }
 
-/// Asks the process of a mount for it; `None`: nobody is there.
+/// Whether a process that gave nothing ends: on a kernel on which nothing can be given (see `Agreed::may_change_hands`) it takes its mount away, and then its socket.
+fn ends(path: &Path) -> bool {
+    let deadline = std::time::Instant::now() + WAIT;
+    while path.exists() && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    !path.exists()
+}
+
+/// Asks the process of a mount for it; `None`: nobody is there, or not any more.
 pub fn ask(path: &Path) -> Result<Option<Taken>> {
     let mut stream = match UnixStream::connect(path) {
         Ok(stream) => stream,
@@ -183,7 +192,10 @@ pub fn ask(path: &Path) -> Result<Option<Taken>> {
     stream.set_read_timeout(Some(WAIT * 4)).map_err(broken)?;
     stream.write_all(&[HELLO]).map_err(broken)?;
     let mut length = [0; 8];
-    stream.read_exact(&mut length).map_err(|e| err!(Unavailable, "the mount's process keeps it: its log says why ({e})"))?;
+    if let Err(e) = stream.read_exact(&mut length) {
+        drop(stream);
+        return if ends(path) { Ok(None) } else { Err(err!(Unavailable, "the mount's process keeps it: its log says why ({e})")) };
+    }
     let length = u64::from_ne_bytes(length);
     if length > STATE_MAX_BYTES {
         return Err(err!(Corrupt, "a hand-over of {length} bytes"));

@@ -7,7 +7,7 @@ use crate::mount::{Gate, Mount, STATISTICS};
 use crate::staged;
 use forebay_client::FileSystem;
 use forebay_common::config::{ClientConfig, FuseConfig};
-use forebay_common::{AbsPath, Error, Result, err};
+use forebay_common::{AbsPath, Error, ErrorKind, Result, err};
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use std::ffi::OsStr;
 use std::mem::ManuallyDrop;
@@ -224,6 +224,15 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, tel
                 break Ok(());
             }
             stream = accepted(listener.as_ref()) => match change_hands(stream, &mount, &mut serving).await {
+                // It ends, and the other one mounts anew.
+                Err(e) if e.kind() == ErrorKind::Unsupported => {
+                    tracing::warn!(error = %e, at, "the mount ends for the process that wants to take it over");
+                    mount.hand_over_all().await;
+                    serving.unmount(&options.mountpoint).await;
+                    let _ = std::fs::remove_file(&control);
+                    tell(Event::Given);
+                    break Ok(());
+                }
                 Ok(()) => {
                     if let Err(e) = fs.flush().await {
                         tracing::debug!(error = %e, "the last counters were not told");
@@ -275,7 +284,7 @@ async fn change_hands(mut stream: std::os::unix::net::UnixStream, mount: &Arc<Mo
     let stream = stream.map_err(|e| err!(Internal, "greeting: {e}"))??;
     let device = mount.device.get().cloned().ok_or_else(|| err!(Internal, "a mount without a device"))?;
     if !mount.agreed.lock().unwrap_or_else(|e| e.into_inner()).may_change_hands() {
-        return Err(err!(Unsupported, "this kernel does not send requests again (Linux 6.9 does): a mount on it stays with its process"));
+        return Err(err!(Unsupported, "this kernel does not send requests again (Linux 6.9 does), so a live mount cannot change hands"));
     }
     let gate = |state| *mount.gate.write().unwrap_or_else(|e| e.into_inner()) = state;
     gate(Gate::Shut);
