@@ -167,7 +167,7 @@ async fn stressors_find_nothing() {
     let mount = Mount::start(&cluster, "mnt", &["--path", "/m"]);
     let which = match std::env::var("FOREBAY_TEST_STRESS") {
         Ok(seconds) => format!("--class filesystem --sequential 1 --exclude binderfs,fiemap,verity --timeout {seconds}"),
-        Err(_) => "--access 1 --chmod 1 --chown 1 --copy-file 1 --dentry 1 --dir 1 --fallocate 1 --flock 1 --fpunch 1 --hdd 1 --hdd-bytes 16m --iomix 1 --iomix-bytes 16m --lockf 1 --open 1 --rename 1 --sync-file 1 --touch 1 --utime 1 --xattr 1 --timeout 12".to_owned(),
+        Err(_) => "--access 1 --chmod 1 --chown 1 --copy-file 1 --dentry 1 --dir 1 --fallocate 1 --flock 1 --fpunch 1 --hdd 1 --hdd-bytes 16m --iomix 1 --iomix-bytes 16m --lockf 1 --open 1 --rename 1 --sync-file 1 --touch 1 --utime 1 --xattr 1 --timeout 6".to_owned(),
     };
     let text = sh(&mount.at, &format!("mkdir s && stress-ng {which} --temp-path $PWD/s --verify 2>&1"));
     assert!(text.contains("successful run completed"), "{text}");

@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const WORKERS: usize = 3;
 
@@ -38,7 +39,9 @@ impl Drop for Net {
 impl Net {
     /// `None`, with the reason, where namespaces are not possible.
     fn new() -> Result<Net, String> {
-        let id = std::process::id();
+        // Tests of one process run at the same time.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = std::process::id().wrapping_mul(4).wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed));
         let net =
             Net { tag: format!("fb{}", id % 10_000), subnet: (id % 200) as u8 + 20, children: Vec::new(), dir: tempfile::tempdir().expect("folder") };
         let (tag, subnet) = (&net.tag, net.subnet);
