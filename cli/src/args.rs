@@ -46,7 +46,7 @@ pub enum Command {
     /// Long work that was begun with load, cp, persist, setReplication
     #[command(subcommand)]
     Job(JobCommand),
-    /// The CSI driver of a node: volumes of pods that are folders of the namespace (the chart runs it)
+    /// The CSI driver: volumes of pods that are folders of the namespace, on each node, and with --controller volumes for claims (the chart runs it)
     Csi(CsiArgs),
     /// Make folders and give them to a user: in containers, whose image has no shell
     Prepare {
@@ -100,7 +100,7 @@ pub struct MountArgs {
 #[derive(Args)]
 pub struct CsiArgs {
     /// The node's name in Kubernetes
-    #[arg(long, env = "FOREBAY_CLIENT__NODE_NAME", default_value = "")]
+    #[arg(long, env = "FOREBAY_CLIENT__NODE_NAME", default_value = "", hide_default_value = true)]
     pub node: String,
     /// The controller part: make volumes for claims of storage classes, one process for a cluster
     #[arg(long, conflicts_with_all = ["kubelet_dir", "inline_files"])]

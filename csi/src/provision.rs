@@ -135,9 +135,7 @@ impl Provisioner {
         let parameters = parameters(&class.parameters.clone().unwrap_or_default())?;
         let volume = format!("pvc-{uid}");
         let path = folder(&parameters.parent, &namespace, &claim.name_any(), &volume)?;
-        if self.fs.get_status(&path).await.is_err() {
-            self.fs.mkdir_as(&path, true, true, parameters.mode).await?;
-        }
+        self.fs.mkdir_as(&path, true, true, parameters.mode).await?;
         let mut attributes = BTreeMap::from([("path".to_owned(), path.to_string())]);
         attributes.extend(parameters.options.map(|options| ("options".to_owned(), options)));
         let asked = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()).and_then(|requests| requests.get("storage")).cloned();

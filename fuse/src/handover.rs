@@ -1,8 +1,9 @@
 //! A live mount changes hands: its process gives the device, what the kernel knows by number, and what is open to another process, and ends (`forebay mount --take-over`).
 //!
-//! The socket `control` lies in the staging folder. The way: the old process takes no more requests (they stay the kernel's), finishes those under way, hands over what was written, stops
-//! its threads, and sends `mount.State` with its descriptors → the new one builds the same, opens for itself what is read, has the kernel send again what was not answered, and says that it has
-//! taken over → the old one ends. Invariant: until that word the old process has all that it needs to go on, and does so where it does not come.
+//! The old process listens on the socket `control`. The way: it takes up no more requests (they wait), finishes those under way, hands over what was written, stops its threads, and sends
+//! `mount.State` with its descriptors → the new one connects to the master before it asks, builds the same, opens for itself what is read, reads nothing from the kernel, and says that it has all
+//! → the old one has the kernel send again what was not answered, gives its word to go on, and ends. Invariant: until that word is given the old process has all that it needs to go on, and does
+//! so where the other one is silent or gone; the new one does nothing to the mount without it.
 
 use crate::device::{Agreed, Backing};
 use crate::mount::{Handle, Mount};
@@ -44,7 +45,7 @@ pub fn control(fuse: &FuseConfig, mountpoint: &Path) -> PathBuf {
         true => &fuse.staging_dir,
         false => &fuse.control_dir,
     };
-    // However it is written.
+    // However it is written; FNV-1a, which is the same in every version, since a path may be longer than a socket's.
     let mountpoint: PathBuf = mountpoint.components().collect();
     let name =
         mountpoint.to_string_lossy().bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));

@@ -141,12 +141,20 @@ fn grants() -> usize {
 /// Needs a runtime of several threads. Errors: the master, the mount point, the kernel; each with what to do.
 pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, tell: impl Fn(Event)) -> Result<()> {
     let control = handover::control(fuse, &options.mountpoint);
+    if !options.take_over {
+        prepare(&options.mountpoint)?;
+    }
     let mut client = client.clone();
     if fuse.hard {
         client.call_timeout_ms = HARD_MS;
     }
     client.grants_max = client.grants_max.max(grants());
     let fs = FileSystem::connect(&client).await?;
+    // Before anything is asked of a process that serves the mount: one without a master could not go on with it.
+    let status = fs.get_status(&options.path).await?;
+    if !status.folder {
+        return Err(err!(NotADirectory, "{} is a file: a folder can be mounted", options.path));
+    }
     let taken = match options.take_over {
         true => {
             let control = control.clone();
@@ -154,8 +162,15 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, tel
         }
         false => None,
     };
-    if taken.is_none() {
+    if options.take_over && taken.is_none() {
         prepare(&options.mountpoint)?;
+    }
+    if let Some(taken) = &taken {
+        let (path, read_only) = (AbsPath::parse(&taken.state.path)?, taken.state.read_only);
+        if (&path, read_only) != (&options.path, options.read_only) {
+            let is = if read_only { "read-only" } else { "for writing" };
+            return Err(err!(InvalidArgument, "{path} is mounted there, {is}: take it over as that (--path {path}), or umount it first"));
+        }
     }
     let no_passthrough = if !fuse.passthrough {
         Some("fuse.passthrough is off".to_owned())
@@ -193,10 +208,6 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, tel
             (mount, serving)
         }
         None => {
-            let status = fs.get_status(&options.path).await?;
-            if !status.folder {
-                return Err(err!(NotADirectory, "{} is a file: a folder can be mounted", options.path));
-            }
             let mount = Arc::new(Mount::new(fs.clone(), options.path.clone(), &status, fuse.clone(), options.read_only));
             let serving = Serving::begin(&mount, no_passthrough.clone(), &options.mountpoint, &config).await?;
             let (point, kib) = (options.mountpoint.clone(), fuse.read_ahead_kb);

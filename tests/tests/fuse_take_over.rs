@@ -157,6 +157,30 @@ async fn a_live_mount_changes_hands() {
     );
     assert!(forebay_tests::fuse::names(&mount.at.join("d")).iter().all(|name| name.starts_with('f')));
     assert_eq!(mount.metric("forebay_fuse_lost_writes_total"), 0);
+    // As another mount than it is it is not taken over, and nor where there is no master to go on with.
+    let words = |more: &[&str]| {
+        [&["mount", "--foreground", "--path", "/m", "--take-over", "-o", &option], more, &[mount.at.to_str().unwrap()]]
+            .concat()
+            .iter()
+            .map(|w| w.to_string())
+            .collect::<Vec<_>>()
+    };
+    let refused = |words: Vec<String>| {
+        let output = cluster.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(refused(words(&["--read-only"])).contains("mounted there, for writing"));
+    let nobody = forebay_tests::forebay();
+    let output = std::process::Command::new(nobody)
+        .args(["--master", "127.0.0.1:1"])
+        .args(words(&[]))
+        .env("FOREBAY_CLIENT__CALL_TIMEOUT_MS", "500")
+        .env("FOREBAY_CONFIG", "/nonexistent")
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(fs::read(mount.at.join("small")).unwrap() == small);
     // The last one takes the mount away as any other does.
     assert!(mount.stop());
     assert!(!mounted(&mount.at));
