@@ -7,7 +7,7 @@ use forebay_client::FileSystem;
 use forebay_common::config::Config;
 use forebay_common::error::at;
 use forebay_common::{AbsPath, ErrorKind, Result, err};
-use forebay_proto::{AtRisk, AtRiskFile, DirUsage, NamedValue, ReportResponse, TierUsage, WorkerReport};
+use forebay_proto::{AtRisk, AtRiskFile, DirUsage, FileLock, ListLocksResponse, LockedFile, NamedValue, ReportResponse, TierUsage, WorkerReport};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,6 +43,7 @@ pub async fn run(command: FsadminCommand, config: &Config, output: Output) -> Re
             output.show(&json!({ "path": path, "ufs_mode": mode }), || output::line(&format!("the under store of {path} is {mode} now")))?;
         }
         FsadminCommand::Doctor => return doctor::run(&fs, &config.client, output).await,
+        FsadminCommand::Report { kind: ReportKind::Locks } => locks(&fs.list_locks().await?, output)?,
         FsadminCommand::Report { kind } => {
             let report = fs.report().await?;
             match kind {
@@ -51,6 +52,7 @@ pub async fn run(command: FsadminCommand, config: &Config, output: Output) -> Re
                 ReportKind::Metrics => metrics(&report, output)?,
                 ReportKind::Ufs => ufs(&report, output)?,
                 ReportKind::AtRisk => at_risk(&report, output)?,
+                ReportKind::Locks => {}
             }
         }
     }
@@ -284,6 +286,50 @@ fn at_risk(report: &ReportResponse, output: Output) -> Result<()> {
             vec![output::printable(&String::from_utf8_lossy(&f.path)), bytes(f.bytes), format!("{age} s"), copies, output::printable(&f.error)]
         };
         output::table(&["PATH", "BYTES", "SINCE", "COPIES", "WHY"], &[1, 2, 3], risk.oldest.iter().map(row))
+    })
+}
+
+/// Which bytes, in the words of fcntl(2) and flock(2).
+fn lock_range(lock: &FileLock) -> String {
+    match (lock.whole, lock.end >= i64::MAX as u64) {
+        (true, _) => "flock".to_owned(),
+        (false, true) => format!("fcntl {}-", lock.start),
+        (false, false) => format!("fcntl {}-{}", lock.start, lock.end),
+    }
+}
+
+fn locks(all: &ListLocksResponse, output: Output) -> Result<()> {
+    let path = |file: &LockedFile| {
+        if file.path.is_empty() { format!("file {} (deleted)", file.file_id) } else { String::from_utf8_lossy(&file.path).into_owned() }
+    };
+    let holder = |lock: &FileLock| {
+        all.holders.iter().find(|holder| holder.session_id == lock.session_id).map_or_else(String::new, |holder| holder.holder.clone())
+    };
+    let kind = |lock: &FileLock| if lock.exclusive { "exclusive" } else { "shared" };
+    let json_of = |file: &LockedFile| {
+        let locks: Vec<Value> = file
+            .locks
+            .iter()
+            .map(|lock| json!({ "kind": kind(lock), "flock": lock.whole, "start": lock.start, "end": lock.end, "process": lock.process, "session": format!("{:016x}", lock.session_id), "holder": holder(lock) }))
+            .collect();
+        json!({ "path": String::from_utf8_lossy(&file.path), "file_id": file.file_id, "locks": locks })
+    };
+    let holders: Vec<Value> = all
+        .holders
+        .iter()
+        .map(|h| json!({ "session": format!("{:016x}", h.session_id), "holder": h.holder, "principal": h.principal, "expires_at_ms": h.expires_at_ms }))
+        .collect();
+    let json = json!({ "files": all.files.iter().map(json_of).collect::<Vec<_>>(), "sessions": holders, "more": all.more });
+    output.show(&json, || {
+        if all.files.is_empty() {
+            return output::line(&format!("no file is locked; {} mounts may hold locks", all.holders.len()));
+        }
+        let rows = all.files.iter().flat_map(|file| file.locks.iter().map(move |lock| (file, lock)));
+        let row = |(file, lock): (&LockedFile, &FileLock)| {
+            vec![output::printable(&path(file)), kind(lock).to_owned(), lock_range(lock), lock.process.to_string(), output::printable(&holder(lock))]
+        };
+        output::table(&["PATH", "KIND", "WHAT", "PROCESS", "MOUNT"], &[3], rows.map(row))?;
+        if all.more { output::line("and more") } else { Ok(()) }
     })
 }
 

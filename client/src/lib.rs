@@ -17,6 +17,7 @@
 mod block;
 mod counters;
 mod file_system;
+mod locks;
 mod master;
 mod pieces;
 mod prefetch;

@@ -28,6 +28,12 @@ pub const LIST_BATCH_ENTRIES: usize = 1000;
 pub const BLOCKS_PER_ALLOCATION_MAX: u64 = 1024;
 /// Names of one file: they are listed in its record.
 pub const FILE_NAMES_MAX: usize = 1_024;
+/// Locks of one file: they are one record.
+pub const LOCKS_PER_FILE_MAX: usize = 4_096;
+/// Files of which one session holds locks.
+pub const LOCKED_FILES_MAX: u64 = 65_536;
+/// Sessions that may hold locks.
+pub const LOCK_SESSIONS_MAX: usize = 16_384;
 /// Blocks of one file that are shorter than the others, before its last.
 pub const SHORT_BLOCKS_MAX: usize = 10_000;
 /// Blocks of one file: with 64 KiB blocks 64 GiB, with the default 128 MiB 128 TiB.

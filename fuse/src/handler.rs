@@ -2,6 +2,8 @@
 
 use crate::attributes;
 use crate::device::Agreed;
+use crate::locking::{Asked, Locked, is_flock};
+use crate::locks::Owner;
 use crate::mount::{self, Gate, Handle, How, Mount, New, READ_BYTES, READS, STATFS_BYTES, STATISTICS, STATISTICS_NODE};
 use crate::nodes::{Node, ROOT, Use};
 use forebay_common::{Error, ErrorKind, Result, counter};
@@ -95,6 +97,11 @@ fn new(req: &Request, parent: INodeNo, name: &OsStr, mode: u32) -> New {
     New { parent: parent.0, name: name.as_bytes().to_vec(), mode, uid: req.uid(), gid: req.gid() }
 }
 
+fn asked(req: &Request, node: INodeNo, handle: FileHandle, owner: LockOwner, (start, end): (u64, u64), typ: i32, process: u32) -> Asked {
+    let owner = Owner { node: node.0, owner: owner.0, whole: is_flock(req) };
+    Asked { owner, handle: handle.0, start, end, exclusive: typ == libc::F_WRLCK, process, thread: req.pid() }
+}
+
 fn entry(reply: ReplyEntry, node: Arc<Node>, mount: &Arc<Mount>) {
     reply.entry_with_ttls(&mount.entry_ttl(), &mount.attr_ttl(), &mount.attr_of(&node), GENERATION);
 }
@@ -156,7 +163,8 @@ impl Filesystem for Handler {
             agreed.granted |= if done { flag.bits() } else { 0 };
             done
         };
-        for flag in wanted {
+        let locks = [InitFlags::FUSE_POSIX_LOCKS, InitFlags::FUSE_FLOCK_LOCKS];
+        for flag in wanted.into_iter().chain(locks.into_iter().filter(|_| self.mount.config.shared_locks)) {
             if !add(config, flag) {
                 tracing::info!(?flag, "this kernel's FUSE does not have a feature that is used where it is there");
             }
@@ -414,8 +422,20 @@ impl Filesystem for Handler {
         });
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         let _gate = taken!(self, reply);
+        let owner = Owner { node: ino.0, owner: owner.0, whole: false };
+        if self.mount.locks.held(owner).is_some() {
+            let mount = self.mount.clone();
+            return self.spawn(async move {
+                let done = mount.flush(fh.0).await;
+                mount.closed(owner).await;
+                match done {
+                    Ok(()) => reply.ok(),
+                    Err(e) => reply.error(errno(&e)),
+                }
+            });
+        }
         // Most files are read, and have nothing to be handed over.
         if self.mount.handle(fh.0).is_ok_and(|handle| !matches!(&*handle, Handle::Writes { .. })) {
             return reply.ok();
@@ -430,10 +450,66 @@ impl Filesystem for Handler {
 
     fn release(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, _: Option<LockOwner>, _: bool, reply: ReplyEmpty) {
         let _gate = taken!(self, reply);
+        if !self.mount.locks.held_by(fh.0).is_empty() {
+            let mount = self.mount.clone();
+            return self.spawn(async move {
+                let done = mount.release(fh.0).await;
+                mount.released(fh.0).await;
+                match done {
+                    Ok(()) => reply.ok(),
+                    Err(e) => reply.error(errno(&e)),
+                }
+            });
+        }
         if self.mount.release_now(fh.0) {
             return reply.ok();
         }
         answer!(self, reply, |mount| mount.release(fh.0), empty);
+    }
+
+    fn getlk(&self, req: &Request, ino: INodeNo, fh: FileHandle, owner: LockOwner, start: u64, end: u64, typ: i32, pid: u32, reply: ReplyLock) {
+        let _gate = taken!(self, reply);
+        let asked = asked(req, ino, fh, owner, (start, end), typ, pid);
+        let mount = self.mount.clone();
+        self.spawn(async move {
+            match mount.test_lock(&asked).await {
+                Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+                Ok(Some(other)) => reply.locked(other.start, other.end, if other.exclusive { libc::F_WRLCK } else { libc::F_RDLCK }, other.process),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let _gate = taken!(self, reply);
+        let asked = asked(req, ino, fh, owner, (start, end), typ, pid);
+        let mount = self.mount.clone();
+        if typ == libc::F_UNLCK {
+            return answer!(self, reply, |mount| mount.unlock(&asked), empty);
+        }
+        let hands = mount.hands.load(Ordering::SeqCst);
+        self.runtime.spawn(async move {
+            match mount.lock(&asked, sleep, hands).await {
+                Ok(Locked::Yes(_under_way)) => reply.ok(),
+                Ok(Locked::InTheWay) => reply.error(Errno::EAGAIN),
+                Ok(Locked::Interrupted) => reply.error(Errno::EINTR),
+                Ok(Locked::Left) => std::mem::forget(reply),
+                Err(e) if e.kind() == ErrorKind::LimitExceeded => reply.error(Errno::from_i32(libc::ENOLCK)),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
     }
 
     fn fallocate(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {

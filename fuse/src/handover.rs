@@ -6,6 +6,7 @@
 //! so where the other one is silent or gone; the new one does nothing to the mount without it.
 
 use crate::device::{Agreed, Backing};
+use crate::locks::Locks;
 use crate::mount::{Handle, Mount};
 use crate::nodes::{Nodes, Saved};
 use crate::staged::Staged;
@@ -134,6 +135,7 @@ pub fn greeted(stream: &mut UnixStream) -> Result<()> {
 /// Sends all that a mount is, and once the other process has it all, its word to go on. The mount is at rest. Errors: it was not taken over, and that word was not said.
 pub fn give(mut stream: UnixStream, mount: &Mount, handles: Vec<wire::Handle>, agreed: &Agreed, device: BorrowedFd<'_>) -> Result<()> {
     let (nodes, files) = mount.nodes.save()?;
+    let (lock_session, locks) = mount.locks.save();
     let state = wire::State {
         path: mount.nodes.path(crate::nodes::ROOT)?.as_bytes().to_vec().into(),
         read_only: mount.read_only,
@@ -145,6 +147,8 @@ pub fn give(mut stream: UnixStream, mount: &Mount, handles: Vec<wire::Handle>, a
         nodes,
         handles,
         hiding: mount.hiding.lock().unwrap_or_else(|e| e.into_inner()).iter().map(|path| path.as_bytes().to_vec().into()).collect(),
+        lock_session,
+        locks,
     };
     let bytes = state.encode_to_vec();
     let mut descriptors = vec![device];
@@ -231,7 +235,8 @@ impl Taken {
             saved.push(Saved { node, backing, staged });
         }
         let top = AbsPath::parse(&self.state.path)?;
-        let mount = Mount::taken_over(fs, Nodes::restore(top, saved)?, config, self.state.read_only, self.state.next_handle);
+        let mount =
+            Mount::taken_over(fs, Nodes::restore(top, saved)?, Locks::taken_over(self.state.lock_session, &self.state.locks), config, &self.state);
         for path in &self.state.hiding {
             mount.hiding.lock().unwrap_or_else(|e| e.into_inner()).insert(AbsPath::parse(path)?);
         }

@@ -1,6 +1,6 @@
 //! The FUSE mount: the namespace as files of this machine, for programs that know nothing else.
 //!
-//! `run` mounts and serves until the mount is taken away or the process is told to stop. `handler` takes the kernel's requests, `mount` (with `entries` and `opening`) says what each
+//! `run` mounts and serves until the mount is taken away or the process is told to stop. `handler` takes the kernel's requests, `mount` (with `entries`, `opening` and `locking`) says what each
 //! comes to, `device` is the kernel's side, `handover` gives a live mount to another process, `nodes` keeps what the kernel knows by number, `staged` files that are being written, `folder` open folders, `attributes` translates.
 //!
 //! Invariants: what `close` or `fsync` answered is in the namespace, as durable as its write type says; a reader sees one content of a file, the one that was
@@ -13,6 +13,8 @@ mod entries;
 mod folder;
 mod handler;
 mod handover;
+mod locking;
+mod locks;
 mod mount;
 mod nodes;
 mod opening;

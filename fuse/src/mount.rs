@@ -8,6 +8,7 @@
 use crate::attributes::{self, Names, Time, Version};
 use crate::device::{Agreed, Backing};
 use crate::folder::Folder;
+use crate::locks::Locks;
 use crate::nodes::{Node, Nodes, Use};
 use crate::staged::{Attributes, Staged};
 use forebay_client::{FileReader, FileSystem};
@@ -120,6 +121,9 @@ pub struct Mount {
     next_handle: AtomicU64,
     /// Names under which this process keeps files that were deleted while it reads them.
     pub hiding: std::sync::Mutex<HashSet<AbsPath>>,
+    pub locks: Locks,
+    /// How often the mount was on its way to other hands.
+    pub hands: AtomicU64,
     under_way: Arc<()>,
 }
 
@@ -143,14 +147,16 @@ impl Mount {
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             hiding: std::sync::Mutex::default(),
+            locks: Locks::default(),
+            hands: AtomicU64::new(0),
             under_way: Arc::default(),
         }
     }
 
     /// One that another process had. Its handles follow.
-    pub fn taken_over(fs: FileSystem, nodes: Nodes, config: FuseConfig, read_only: bool, next_handle: u64) -> Mount {
-        let fresh = Mount::new(fs, AbsPath::root(), &FileStatus::default(), config, read_only);
-        Mount { nodes, next_handle: AtomicU64::new(next_handle), ..fresh }
+    pub fn taken_over(fs: FileSystem, nodes: Nodes, locks: Locks, config: FuseConfig, state: &wire::State) -> Mount {
+        let fresh = Mount::new(fs, AbsPath::root(), &FileStatus::default(), config, state.read_only);
+        Mount { nodes, locks, next_handle: AtomicU64::new(state.next_handle), ..fresh }
     }
 
     pub fn next_handle(&self) -> u64 {

@@ -110,7 +110,7 @@ impl Mount {
         if writes || cuts || opened.staged.is_some() {
             return self.open_staged(&node, &mut opened, writes, cuts).await;
         }
-        let reader = self.reader_of(&node).await?;
+        let reader = self.reader_here(&node).await?;
         let version = Version::of(reader.status());
         let reading = opened.readers > 0 || opened.backing.is_some();
         if (reading && version != opened.version) || (!reading && version.file_id != node.status().file_id) {
@@ -147,10 +147,30 @@ impl Mount {
 
     /// What the kernel believes of a file's length is not what it is.
     pub fn forget_attributes(&self, id: u64) {
+        self.forget(id, -1);
+    }
+
+    /// Nor is what it has of its bytes.
+    pub fn forget_content(&self, id: u64) {
+        tokio::task::block_in_place(|| self.forget(id, 0));
+    }
+
+    fn forget(&self, id: u64, from: i64) {
         if let Some(notifier) = &*self.notifier.read().unwrap_or_else(|e| e.into_inner())
-            && let Err(e) = notifier.inval_inode(fuser::INodeNo(id), -1, 0)
+            && let Err(e) = notifier.inval_inode(fuser::INodeNo(id), from, 0)
         {
             tracing::debug!(error = %e, "the kernel keeps what it knows of a file");
+        }
+    }
+
+    /// A node's content, for an open. A name that somebody else has taken away since the kernel was told of it is looked up again: who makes a file where there is none gets a new one.
+    async fn reader_here(&self, node: &Node) -> Result<FileReader> {
+        match self.reader_of(node).await {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                self.nodes.detach(node);
+                Err(look_again())
+            }
+            other => other,
         }
     }
 
@@ -179,16 +199,20 @@ impl Mount {
         let (staged, keep) = match &opened.staged {
             Some(staged) => {
                 // A copy that nobody writes: what the namespace has may be newer.
-                if let Some(version) = staged.settled().filter(|_| !gone)
-                    && Version::of(&self.status_of(node).await?) != version
-                {
-                    self.nodes.detach(node);
-                    return Err(look_again());
+                if let Some(version) = staged.settled().filter(|_| !gone) {
+                    let there = match self.status_of(node).await {
+                        Err(e) if e.kind() == ErrorKind::NotFound => None,
+                        other => Some(Version::of(&other?)),
+                    };
+                    if there != Some(version) {
+                        self.nodes.detach(node);
+                        return Err(look_again());
+                    }
                 }
                 (staged.clone(), true)
             }
             None => {
-                let reader = self.reader_of(node).await?;
+                let reader = self.reader_here(node).await?;
                 let version = Version::of(reader.status());
                 // The kernel appends behind what it takes for the end, and would mix what two openings read.
                 let known = Version::of(&node.status()) == version && (opened.readers == 0 || opened.version == version);
@@ -263,6 +287,7 @@ impl Mount {
         if !staged.is_dirty() {
             return Ok(());
         }
+        self.check_locks(node, staged).await?;
         let path = self.sure_path(node).await?;
         if let Some(status) = staged.hand_over(&self.fs, &path).await? {
             node.set_status(status);

@@ -215,6 +215,7 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, tel
             (mount, serving)
         }
     };
+    let locks = tokio::spawn(mount.clone().keep_locks());
     // Without it the mount is as good, but cannot be taken over.
     let listener = handover::listen(&control)
         .and_then(|listener| tokio::net::UnixListener::from_std(listener).map_err(|e| Error::io("the socket for --take-over", &e)));
@@ -268,6 +269,8 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, tel
     // The last releases come after the mount is gone; a connection that was cut leaves what is here.
     mount.settle(LAST_REQUESTS).await;
     staged::LOST.inc_by(mount.hand_over_all().await as u64);
+    locks.abort();
+    mount.locks.end(&fs).await;
     if let Err(e) = fs.flush().await {
         tracing::debug!(error = %e, "the last counters were not told");
     }
@@ -309,6 +312,7 @@ async fn change_hands(mut stream: std::os::unix::net::UnixStream, mount: &Arc<Mo
     }
     let handles = mount.save_handles().await?;
     let stopped = Stopped::new(&[device.as_raw_fd()]).map_err(|e| Error::io("taking the device from its threads", &e))?;
+    mount.hands.fetch_add(1, Ordering::SeqCst);
     gate(Gate::Moved);
     serving.stopped(&stopped).await?;
     let (mount, agreed) = (mount.clone(), *mount.agreed.lock().unwrap_or_else(|e| e.into_inner()));

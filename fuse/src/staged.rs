@@ -7,11 +7,12 @@
 
 use crate::attributes::{Time, Version};
 use forebay_client::{CreateOptions, FileSystem, FileWriter};
-use forebay_common::{AbsPath, Error, Result, counter};
+use forebay_common::{AbsPath, Error, Result, counter, err};
 use forebay_proto::{FileStatus, SetAttributesRequest};
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use std::fs::File;
+use std::io::Seek;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -73,6 +74,8 @@ pub struct Staged {
     dirty: AtomicBool,
     /// The namespace has a complete file of it.
     complete: AtomicBool,
+    /// The lock under which it was written is somebody else's.
+    lost: AtomicBool,
     /// Handles that write.
     writers: AtomicU32,
     /// Which content of the namespace it was loaded from or handed over as.
@@ -108,6 +111,7 @@ impl Staged {
             length: AtomicU64::new(length),
             dirty: AtomicBool::new(!known),
             complete: AtomicBool::new(known),
+            lost: AtomicBool::new(false),
             writers: AtomicU32::new(0),
             version: Lock::new(version),
             inner: Mutex::new(inner),
@@ -139,6 +143,7 @@ impl Staged {
             length: AtomicU64::new(saved.length),
             dirty: AtomicBool::new(false),
             complete: AtomicBool::new(saved.complete),
+            lost: AtomicBool::new(false),
             writers: AtomicU32::new(saved.writers),
             version: Lock::new(version),
             inner: Mutex::default(),
@@ -216,7 +221,38 @@ impl Staged {
         self.dirty.store(true, Ordering::SeqCst);
     }
 
+    /// It is not to get to the namespace any more.
+    pub fn lose(&self) {
+        self.lost.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::SeqCst)
+    }
+
+    /// Becomes what the namespace has by now, where nothing was written here.
+    pub async fn become_like(&self, fresh: &Staged) -> Result<()> {
+        let _inner = self.inner.lock().await;
+        if self.is_dirty() {
+            return Ok(());
+        }
+        blocking(|| {
+            let mut from = &fresh.file;
+            let mut to = &self.file;
+            from.rewind()?;
+            to.rewind()?;
+            std::io::copy(&mut from, &mut to)?;
+            self.file.set_len(fresh.length())
+        })?;
+        self.length.store(fresh.length(), Ordering::SeqCst);
+        *self.version_lock() = fresh.version();
+        Ok(())
+    }
+
     pub async fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if self.is_lost() {
+            return Err(err!(Expired, "the lock under which this file is written was given to others"));
+        }
         let mut inner = self.inner.lock().await;
         self.change();
         if let Err(e) = blocking(|| self.file.write_all_at(bytes, offset)) {

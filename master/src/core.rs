@@ -8,6 +8,7 @@ use crate::identity::Identity;
 use crate::job::Jobs;
 use crate::journal::Journal;
 use crate::kubernetes;
+use crate::locks::Waiting;
 use crate::metrics::ClusterMetrics;
 use crate::mount::{MountTable, Syncer};
 use crate::namespace::Who;
@@ -35,6 +36,8 @@ pub struct Soft {
     pub tasks: Tasks,
     /// Files that are about to be taken out of their under stores.
     pub held: Held,
+    /// Calls that wait for locks.
+    pub locks: Waiting,
     /// Something wishes for other copies than there are.
     pub replicas_dirty: AtomicBool,
 }
@@ -51,6 +54,7 @@ impl Applied for Soft {
                 self.blocks.holders(BlockId(id)).iter().for_each(|h| self.workers.queue_settled(h.worker, BlockId(id)));
             }
         }
+        reply.unlocked.iter().for_each(|file| self.locks.wake(*file));
         if matches!(command.op, Some(Op::SetReplication(_) | Op::Complete(_))) {
             self.replicas_dirty.store(true, Ordering::Relaxed);
         }

@@ -8,13 +8,14 @@ use crate::core::Core;
 use crate::drain::Drain;
 use crate::free;
 use crate::hadoop;
+use crate::locks::SESSIONS;
 use crate::namespace::Found;
 use crate::persist::PUBLISH_TTL_MS;
 use crate::replicate::Replicate;
 use crate::store::{Cf, Reader, reply_key};
 use forebay_common::{Error, ErrorKind, InodeId, MountId, Result, abort_point, counter, err, gauge};
 use forebay_proto::Caller;
-use forebay_proto::journal::{Abandon, ExpireTtl, FinishPending, Reply, command::Op};
+use forebay_proto::journal::{Abandon, EndLocks, ExpireTtl, FinishPending, Reply, command::Op};
 use forebay_proto::store::Pending;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -295,6 +296,11 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
         if all || started.elapsed() > Duration::from_millis(PUBLISH_TTL_MS) {
             expire_leases(&core, all).await;
         }
+        if started.elapsed() > Duration::from_millis(core.config.lock_ttl_ms)
+            && let Err(e) = end_lock_sessions(&core).await
+        {
+            tracing::error!(error = %e, "locks of mounts that are silent could not be ended");
+        }
     }
 }
 
@@ -386,6 +392,18 @@ async fn expire_leases(core: &Arc<Core>, all: bool) {
             Err(e) => tracing::warn!(error = %e, file = lease.file_id, "a lease could not be ended"),
         }
     }
+}
+
+/// Takes their locks from mounts that were not heard of for too long.
+async fn end_lock_sessions(core: &Arc<Core>) -> Result<()> {
+    let now = forebay_common::clock::now_ms();
+    let sessions = core.store.view().lock_sessions()?;
+    SESSIONS.set(sessions.len() as i64);
+    for session in sessions.into_iter().filter(|session| session.expires_at_ms <= now) {
+        tracing::warn!(holder = session.holder, files = session.files, "a mount that holds locks is silent: others may take them");
+        core.own_change(Op::EndLocks(EndLocks { session_id: session.id, expired_only: true })).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod job;
 pub mod journal;
 mod kubernetes;
 mod locality;
+mod locks;
 mod metrics;
 mod mount;
 pub mod namespace;

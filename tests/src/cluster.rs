@@ -304,6 +304,13 @@ impl Cluster {
         report.metrics.iter().find(|m| m.name == name).map_or(0, |m| m.value)
     }
 
+    /// A metric of the master's process.
+    pub async fn master_metric(&self, name: &str) -> u64 {
+        let address = self.web_address();
+        let (host, port) = address.rsplit_once(':').expect("host:port");
+        metric_at((host, port.parse().expect("port")), name).await
+    }
+
     /// A metric of the first worker.
     pub async fn worker_metric(&self, name: &str) -> u64 {
         self.worker_metrics(name).await[0]
@@ -313,7 +320,7 @@ impl Cluster {
     pub async fn worker_metrics(&self, name: &str) -> Vec<u64> {
         let report = self.client().await.report().await.expect("report");
         let addresses = report.workers.iter().filter(|w| !w.lost).map(|w| w.address.clone().expect("address"));
-        futures::future::join_all(addresses.map(|address| metric_at(address, name))).await
+        futures::future::join_all(addresses.map(|address| async move { metric_at((&address.host, address.web_port as u16), name).await })).await
     }
 
     /// Waits until what the workers have counted by now is known to the master: of two heartbeats that come in from now on,
@@ -338,9 +345,9 @@ impl Cluster {
     }
 }
 
-async fn metric_at(address: forebay_proto::WorkerAddress, name: &str) -> u64 {
+async fn metric_at(address: (&str, u16), name: &str) -> u64 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect((address.host.as_str(), address.web_port as u16)).await.expect("web port");
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("web port");
     stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n").await.expect("request");
     let mut text = String::new();
     stream.read_to_string(&mut text).await.expect("metrics");

@@ -26,6 +26,8 @@ pub struct FuseConfig {
     pub allow_other: bool,
     /// Wait for a master that does not answer, however long; else a call fails after `client.call_timeout_ms`.
     pub hard: bool,
+    /// Locks of files (flock, fcntl) hold between all mounts; else among the programs of each.
+    pub shared_locks: bool,
 }
 
 impl Default for FuseConfig {
@@ -40,6 +42,7 @@ impl Default for FuseConfig {
             control_dir: PathBuf::new(),
             allow_other: true,
             hard: false,
+            shared_locks: true,
         }
     }
 }
@@ -68,10 +71,11 @@ impl FuseConfig {
             "control_dir" => self.control_dir = value.into(),
             "allow_other" => self.allow_other = parsed(name, value)?,
             "hard" => self.hard = parsed(name, value)?,
+            "shared_locks" => self.shared_locks = parsed(name, value)?,
             _ => {
                 return Err(err!(
                     InvalidArgument,
-                    "-o {name} is no option of a Forebay mount: there are ro, allow_other, attr_ttl_ms, entry_ttl_ms, threads, passthrough, read_ahead_kb, staging_dir, control_dir, hard"
+                    "-o {name} is no option of a Forebay mount: there are ro, allow_other, attr_ttl_ms, entry_ttl_ms, threads, passthrough, read_ahead_kb, staging_dir, control_dir, hard, shared_locks"
                 ));
             }
         }

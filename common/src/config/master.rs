@@ -44,6 +44,8 @@ pub struct MasterConfig {
     pub worker_timeout_ms: u64,
     /// A writer that was silent for this long has lost its lease; its file is removed.
     pub lease_ttl_ms: u64,
+    /// After so long without a word of a mount the locks of its files are given to others, in milliseconds.
+    pub lock_ttl_ms: u64,
     /// How long a block token is good for.
     pub token_ttl_ms: u64,
     /// A new token key is made this often.
@@ -82,6 +84,7 @@ impl Default for MasterConfig {
             sync_interval_ms: 60_000,
             worker_timeout_ms: 10_000,
             lease_ttl_ms: 60_000,
+            lock_ttl_ms: 30_000,
             token_ttl_ms: 3_600_000,
             token_key_rotation_ms: 12 * 3_600_000,
             journal_batch_max_commands: 256,

@@ -11,6 +11,7 @@ mod delete;
 mod file;
 mod folder;
 mod jobs;
+mod locks;
 mod mounts;
 mod names;
 mod node;
@@ -28,6 +29,7 @@ mod workers;
 pub use attributes::check_x_attr;
 pub use file::FIRST_STAMP;
 pub use jobs::RUNNING;
+pub use locks::conflict;
 pub use persist::check_arrived;
 pub use replies::refusal;
 
@@ -149,6 +151,9 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         Some(Op::Mkdir(op)) => folder::mkdir(c, op),
         Some(Op::MakeNode(op)) => node::make(c, op),
         Some(Op::HardLink(op)) => names::link(c, op),
+        Some(Op::HoldLocks(op)) => locks::hold(c, op),
+        Some(Op::SetLock(op)) => locks::set(c, op),
+        Some(Op::EndLocks(op)) => locks::end(c, op),
         Some(Op::Delete(op)) => delete::delete(c, op),
         Some(Op::Rename(op)) => rename::rename(c, op),
         Some(Op::SetAttributes(op)) => attributes::set(c, op),

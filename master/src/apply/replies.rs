@@ -85,6 +85,9 @@ fn number_of(op: Option<&Op>) -> u32 {
         Some(Op::SetQuota(_)) => 40,
         Some(Op::MakeNode(_)) => 41,
         Some(Op::HardLink(_)) => 42,
+        Some(Op::HoldLocks(_)) => 43,
+        Some(Op::SetLock(_)) => 44,
+        Some(Op::EndLocks(_)) => 45,
     }
 }
 

@@ -631,6 +631,21 @@ impl FileSystem for Service {
     async fn set_x_attr(&self, r: Request<SetXAttrRequest>) -> Result<Response<Done>, Status> {
         answer(self.set_x_attr_inner(r.into_inner()).await)
     }
+    async fn hold_locks(&self, r: Request<HoldLocksRequest>) -> Result<Response<HoldLocksResponse>, Status> {
+        answer(self.hold_locks_inner(r.into_inner()).await)
+    }
+    async fn set_lock(&self, r: Request<SetLockRequest>) -> Result<Response<LockResponse>, Status> {
+        answer(self.set_lock_inner(r.into_inner()).await)
+    }
+    async fn test_lock(&self, r: Request<TestLockRequest>) -> Result<Response<LockResponse>, Status> {
+        answer(self.test_lock_inner(r.into_inner()).await)
+    }
+    async fn end_locks(&self, r: Request<EndLocksRequest>) -> Result<Response<Done>, Status> {
+        answer(self.end_locks_inner(r.into_inner()).await)
+    }
+    async fn list_locks(&self, r: Request<ListLocksRequest>) -> Result<Response<ListLocksResponse>, Status> {
+        answer(self.list_locks_inner(r.get_ref()))
+    }
     async fn delete(&self, r: Request<DeleteRequest>) -> Result<Response<Done>, Status> {
         answer(self.delete_inner(r.into_inner()).await)
     }

@@ -3,6 +3,7 @@
 mod admin;
 mod encode;
 mod file_system;
+mod locks;
 mod mounts;
 mod names;
 mod placement;

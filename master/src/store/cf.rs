@@ -29,6 +29,10 @@ pub enum Cf {
     Replicated,
     /// inode id -> nothing: paths with settings of their own.
     PathConfig,
+    /// file id -> `FileLocks`.
+    Lock,
+    /// session id -> `LockSession`; session id, then file id -> nothing: files of which it holds locks.
+    LockSession,
     /// job id -> `Job`.
     Job,
     /// `store::Counters` and `store::Applied`.
@@ -37,7 +41,7 @@ pub enum Cf {
 
 impl Cf {
     /// All of them.
-    pub const ALL: [Cf; 15] = [
+    pub const ALL: [Cf; 17] = [
         Cf::Dentry,
         Cf::Link,
         Cf::Block,
@@ -51,6 +55,8 @@ impl Cf {
         Cf::Persist,
         Cf::Replicated,
         Cf::PathConfig,
+        Cf::Lock,
+        Cf::LockSession,
         Cf::Job,
         Cf::Meta,
     ];
@@ -71,6 +77,8 @@ impl Cf {
             Cf::Persist => "persist",
             Cf::Replicated => "replicated",
             Cf::PathConfig => "path_config",
+            Cf::Lock => "lock",
+            Cf::LockSession => "lock_session",
             Cf::Job => "job",
             Cf::Meta => "meta",
         }

@@ -39,6 +39,11 @@ pub fn reply_key(client_id: u64, sequence: u64) -> [u8; 16] {
     pair_key(client_id, sequence)
 }
 
+/// Session id, then file id.
+pub fn locked_key(session_id: u64, file_id: u64) -> [u8; 16] {
+    pair_key(session_id, file_id)
+}
+
 fn pair_key(first: u64, second: u64) -> [u8; 16] {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&first.to_be_bytes());

@@ -9,7 +9,7 @@ mod reader;
 mod txn;
 
 pub use cf::Cf;
-pub use keys::{LEAVING_PREFIX, dentry_key, id_key, leaving_key, reply_key, split_dentry_key, ttl_key};
+pub use keys::{LEAVING_PREFIX, dentry_key, id_key, leaving_key, locked_key, reply_key, split_dentry_key, ttl_key};
 pub use reader::{Reader, View, parse_run};
 pub use txn::Txn;
 

@@ -3,7 +3,7 @@
 use super::{Cf, LEAVING_PREFIX, Store, dentry_key, id_key, rocks};
 use forebay_common::{BlockId, InodeId, MountId, Result, WorkerId, err};
 use forebay_proto::Job;
-use forebay_proto::store::{Counters, Inode, Lease, Link, Mount, Pending, Persist};
+use forebay_proto::store::{Counters, FileLocks, Inode, Lease, Link, LockSession, Mount, Pending, Persist};
 use prost::Message;
 use rocksdb::{Direction, IteratorMode, ReadOptions, SnapshotWithThreadMode};
 
@@ -108,6 +108,28 @@ pub trait Reader {
     /// All leases: as many as files are being written.
     fn leases(&self) -> Result<Vec<Lease>> {
         self.all(Cf::Lease)
+    }
+
+    /// The locks of a file.
+    fn locks(&self, file: u64) -> Result<FileLocks> {
+        Ok(self.record(Cf::Lock, &id_key(file))?.unwrap_or_default())
+    }
+
+    /// A session that may hold locks.
+    fn lock_session(&self, id: u64) -> Result<Option<LockSession>> {
+        self.record(Cf::LockSession, &id_key(id))
+    }
+
+    /// All of them: as many as mounts that have locked anything.
+    fn lock_sessions(&self) -> Result<Vec<LockSession>> {
+        let rows = self.scan(Cf::LockSession, b"", None, usize::MAX)?;
+        rows.iter().filter(|(key, _)| key.len() == 8).map(|(key, raw)| decode(Cf::LockSession, key, raw)).collect()
+    }
+
+    /// Files of which a session holds locks.
+    fn locked_by(&self, session: u64) -> Result<Vec<u64>> {
+        let rows = self.scan(Cf::LockSession, &id_key(session), Some(&id_key(session)), usize::MAX)?;
+        Ok(rows.iter().filter_map(|(key, _)| Some(u64::from_be_bytes(key.get(8..)?.try_into().ok()?))).collect())
     }
 
     /// All changes that under stores have not done yet.
