@@ -24,7 +24,7 @@ impl FileSystem {
         let m = &self.inner.master;
         let answer = m
             .change(|caller| {
-                let request = SetLockRequest { caller, file_id, lock: Some(lock.clone()), unlock };
+                let request = SetLockRequest { caller, file_id, lock: Some(*lock), unlock };
                 let mut files = m.files.clone();
                 async move { files.set_lock(request).await }
             })
@@ -38,7 +38,7 @@ impl FileSystem {
         let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         let answer = m
             .ask(|caller| {
-                let request = TestLockRequest { caller, file_id, lock: Some(lock.clone()), wait_ms };
+                let request = TestLockRequest { caller, file_id, lock: Some(*lock), wait_ms };
                 let mut files = m.files.clone();
                 async move { files.test_lock(request).await }
             })

@@ -29,6 +29,8 @@ pub(crate) const PIECE_BYTES: usize = 1 << 20;
 const LOAD_BYTES: u64 = 16 << 20;
 /// Bytes that are compared with their checksums without a thread of their own.
 const VERIFIED_HERE_BYTES: u64 = 1 << 20;
+/// Bytes of a joined file for whose comparing an open waits.
+const JOINED_VERIFIED_HERE_BYTES: u64 = 64 << 20;
 /// Rounds over all sources in which the under store failed, before a read gives up.
 const STORE_ROUNDS: u32 = 1;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -212,6 +214,27 @@ impl FileReader {
         }
         let verified = tokio::task::spawn_blocking(move || local.verify(0..length).map(|()| local));
         verified.await.ok()?.ok()?.descriptor().try_clone_to_owned().ok()
+    }
+
+    /// The same of a file of several blocks, where a worker of this machine has it in one piece. Asking often makes it have one. One whose bytes are not compared
+    /// with their checksums yet is compared now, for whoever asks next.
+    pub async fn joined_descriptor(&self) -> Option<std::os::fd::OwnedFd> {
+        let located = self.located();
+        let file = (BlockId(located.blocks.first()?.id), BlockId(located.blocks.last()?.id), self.length());
+        let local = self.inner.local_ids().await;
+        let (address, token) = local.iter().find_map(|id| located.workers.get(id))?;
+        let joined = self.inner.pool.grant_joined(address, token, file).await.ok()?;
+        if joined.missing(0..file.2).is_some() {
+            return None;
+        }
+        if !joined.is_wholly_verified() {
+            let verified = tokio::task::spawn_blocking(move || joined.verify(0..file.2).map(|()| joined));
+            if file.2 > JOINED_VERIFIED_HERE_BYTES {
+                return None;
+            }
+            return verified.await.ok()?.ok()?.descriptor().try_clone_to_owned().ok();
+        }
+        joined.descriptor().try_clone_to_owned().ok()
     }
 
     /// A duplicate of the granted descriptor of a block that is whole on this machine; `None` where it is not. For those

@@ -1,7 +1,7 @@
 //! `Mount`: what each request of the kernel comes to, in terms of the namespace.
 //!
 //! Called by `handler`, one task per request. Opening for reading asks the master each time (close-to-open), and the kernel's page cache is kept
-//! while the content is the same. A cached file of one block, whole and verified, is read by the kernel itself (passthrough); such a
+//! while the content is the same. A cached file of one block (or that its worker has in one piece), whole and verified, is read by the kernel itself (passthrough); such a
 //! node cannot be opened in any other way meanwhile, so an open that conflicts answers ESTALE, which makes the kernel look the name up again and get a node of its
 //! own. What is open for writing is in `staged`, for readers of this mount as well, unless they came first by passthrough.
 

@@ -175,11 +175,12 @@ impl Mount {
     }
 
     async fn take_backing(&self, reader: &FileReader) -> Option<Arc<Backing>> {
-        if reader.length() == 0 || reader.block_count() != 1 {
-            return None;
-        }
         let device = self.device.get()?;
-        let descriptor = reader.whole_descriptor(0).await?;
+        let descriptor = match reader.block_count() {
+            _ if reader.length() == 0 => return None,
+            1 => reader.whole_descriptor(0).await?,
+            _ => reader.joined_descriptor().await?,
+        };
         match Backing::open(device, descriptor) {
             Ok(backing) => Some(Arc::new(backing)),
             Err(e) => {

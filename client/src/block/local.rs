@@ -258,6 +258,11 @@ impl LocalBlock {
         self.data.as_fd()
     }
 
+    /// Which block, or joined file.
+    pub fn block(&self) -> BlockId {
+        self.header.block
+    }
+
     /// The connection it came by.
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection

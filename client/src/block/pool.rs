@@ -6,7 +6,7 @@ use forebay_common::config::ClientConfig;
 use forebay_common::{BlockId, Result, WorkerId, err};
 use forebay_proto::data_request::Op;
 use forebay_proto::data_response::Op as Answer;
-use forebay_proto::{OpenBlock, WorkerAddress};
+use forebay_proto::{OpenBlock, OpenJoined, WorkerAddress};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,12 +17,17 @@ const SHUNNED: Duration = Duration::from_secs(2);
 /// How long the folder of sockets is trusted.
 const LOOKED: Duration = Duration::from_secs(5);
 
+/// Joined files of which the number is remembered.
+const JOINED_MAX: usize = 65_536;
+
 type Key = (WorkerId, bool);
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<Connection>>>>;
 
 #[derive(Default)]
 struct Granted {
     blocks: HashMap<BlockId, Arc<LocalBlock>>,
+    /// Joined files: the number of one by its first and last block, and its length.
+    joined: HashMap<(BlockId, BlockId, u64), BlockId>,
     /// Blocks that were taken back, ever.
     revocations: u64,
     order: VecDeque<BlockId>,
@@ -201,14 +206,40 @@ impl Pool {
             }
             granted.revocations
         };
+        let open = Op::OpenBlock(OpenBlock { token: token.to_vec().into(), block_id: block.get() });
+        self.take(address, open, Some(block), length, revocations).await
+    }
+
+    /// The whole file that a token is for, in one piece. `file`: its first and its last block, and its length. Errors: `NotFound` while there is no such piece.
+    pub async fn grant_joined(&self, address: &WorkerAddress, token: &[u8], file: (BlockId, BlockId, u64)) -> Result<Arc<LocalBlock>> {
+        let revocations = {
+            let mut granted = lock(&self.granted);
+            if let Some(local) = granted.joined.get(&file).and_then(|joined| granted.blocks.get(joined)) {
+                return Ok(local.clone());
+            }
+            granted.joined.remove(&file);
+            granted.revocations
+        };
+        let open = Op::OpenJoined(OpenJoined { token: token.to_vec().into() });
+        let local = self.take(address, open, None, file.2, revocations).await?;
+        let mut granted = lock(&self.granted);
+        if granted.joined.len() >= JOINED_MAX {
+            granted.joined.clear();
+        }
+        granted.joined.insert(file, local.block());
+        Ok(local)
+    }
+
+    /// Takes what a worker grants; `block`: what was asked for, where that is known.
+    async fn take(&self, address: &WorkerAddress, open: Op, block: Option<BlockId>, length: u64, revocations: u64) -> Result<Arc<LocalBlock>> {
         let connection = self.domain(address).await?;
-        let open = OpenBlock { token: token.to_vec().into(), block_id: block.get() };
-        let received = connection.call(Op::OpenBlock(open)).await?;
+        let received = connection.call(open).await?;
         let Answer::Granted(granted) = received.answer else { return Err(err!(Unavailable, "the worker answered something else")) };
         let Some(descriptors) = received.descriptors else {
             connection.close_later(granted.grant_id);
             return Err(err!(Unsupported, "the descriptors did not arrive: a sandbox drops them"));
         };
+        let block = block.unwrap_or(BlockId(granted.block_id));
         let made = LocalBlock::new(block, length, &granted.tier, granted.grant_id, descriptors, connection.clone());
         let local = Arc::new(made.inspect_err(|_| connection.close_later(granted.grant_id))?);
         let mut held = lock(&self.granted);

@@ -75,6 +75,8 @@ pub struct WorkerConfig {
     pub watermark_low_percent: u64,
     /// Uses of a block in a lower tier, within `promote_window_ms`, after which it is moved up. 0: never.
     pub promote_after: u32,
+    /// A file of several blocks that mounts of this machine open so often within ten minutes is kept once more in one piece, for their kernels to read; 0: never.
+    pub join_after: u32,
     /// See `promote_after`.
     pub promote_window_ms: u64,
     /// Blocks kept open at once: each takes two descriptors and a mapping. The one used longest ago is evicted above it.
@@ -127,6 +129,7 @@ impl Default for WorkerConfig {
             watermark_high_percent: 95,
             watermark_low_percent: 90,
             promote_after: 2,
+            join_after: 2,
             promote_window_ms: 60_000,
             blocks_max: 0,
             scrub_rate: ByteSize::mib(256),

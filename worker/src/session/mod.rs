@@ -10,6 +10,7 @@ mod read;
 mod writes;
 
 use crate::core::Core;
+use crate::store::BlockFile;
 use bytes::Bytes;
 use forebay_common::limits::SESSION_REQUESTS_MAX;
 use forebay_common::token::{Claims, READ, WRITE};
@@ -187,6 +188,7 @@ async fn handle(session: &Arc<Session>, id: u64, op: Op) -> Result<()> {
         }
         Op::Hello(_) => Answer::HelloOk(session.hello()),
         Op::OpenBlock(open) => return session.grant(id, &open).await,
+        Op::OpenJoined(open) => return session.grant_joined(id, &open.token).await,
         Op::Fill(fill) => {
             let claims = session.verify(&fill.token, READ).await?;
             let cached_bytes = read::fill(&session.core, &claims, &fill).await?;
@@ -251,13 +253,28 @@ impl Session {
         let claims = self.verify(&open.token, READ).await?;
         let target = crate::ufs_read::Target::of(&claims, BlockId(open.block_id))?;
         let block = crate::ufs_read::block_of(&self.core, &target).ok_or_else(|| err!(NotFound, "block {} is not on this worker", open.block_id))?;
+        self.grant_this(id, &block, 0).await
+    }
+
+    /// The same of a file of several blocks in one piece.
+    async fn grant_joined(&self, id: u64, token: &Bytes) -> Result<()> {
+        if !self.descriptors {
+            return Err(err!(Unsupported, "descriptors cannot be passed over the network: read the blocks instead"));
+        }
+        let claims = self.verify(token, READ).await?;
+        let joined = self.core.store.joined(&claims, self.core.config.join_after);
+        let joined = joined.ok_or_else(|| err!(NotFound, "file {} is not here in one piece", claims.file_id))?;
+        self.grant_this(id, &joined, joined.header.block.get()).await
+    }
+
+    async fn grant_this(&self, id: u64, block: &BlockFile, joined: u64) -> Result<()> {
         let grant_id = self.grants().add(&block.block)?;
         // From here on it is among those that are taken back.
         if *self.core.leaving.borrow() {
             self.grants().close(grant_id);
             return Err(err!(Unavailable, "this worker is to leave: read the block by stream, or elsewhere"));
         }
-        let opened = self.core.store.open_for_grant(&block);
+        let opened = self.core.store.open_for_grant(block);
         let (data, head) = match opened {
             Ok(fds) => fds,
             Err(e) => {
@@ -267,7 +284,7 @@ impl Session {
         };
         GRANTED.inc();
         self.core.store.counters_of(&block.block.dir).hits.inc();
-        let granted = Granted { grant_id, length: block.header.length_bytes, tier: block.block.dir.medium().name().into() };
+        let granted = Granted { grant_id, length: block.header.length_bytes, tier: block.block.dir.medium().name().into(), block_id: joined };
         self.outbox.send_with_descriptors(id, Answer::Granted(granted), [data, head]).await;
         Ok(())
     }

@@ -159,6 +159,11 @@ fn scan_shards(dir: &Arc<Dir>, shards: &[PathBuf]) -> Scanned {
         for name in &names {
             let Some((stem, extension)) = name.split_once('.').filter(|(_, e)| !e.ends_with(DAMAGED)) else { continue };
             let Some(id) = u64::from_str_radix(stem, 16).ok().map(BlockId) else { continue };
+            if super::is_joined(id) {
+                scanned.removed += 1;
+                let _ = std::fs::remove_file(shard.join(name));
+                continue;
+            }
             let has = |extension: &str| names.contains(&format!("{stem}.{extension}"));
             let (whole, open) = (has("data") && has("head"), has("data") && has("open"));
             let occupied = |files: [PathBuf; 2]| files.iter().map(|f| f.metadata().map_or(0, |m| m.blocks() * 512)).sum();

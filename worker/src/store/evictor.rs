@@ -201,7 +201,7 @@ impl BlockStore {
                 continue;
             }
             let bytes = block.charged_bytes();
-            if !dir.is_urgent() && self.demote(tier, &block, victim.warm) {
+            if !dir.is_urgent() && !super::is_joined(victim.id) && self.demote(tier, &block, victim.warm) {
                 self.tiers[tier + 1].counters.demoted.inc();
             } else if !self.remove_if(&block, |b| b.evictable().is_some()) {
                 continue;

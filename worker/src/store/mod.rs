@@ -14,6 +14,7 @@ mod dir;
 pub mod evict;
 mod evictor;
 mod index;
+mod joined;
 mod keep;
 mod lease_probe;
 mod mounting;
@@ -38,6 +39,7 @@ use forebay_common::error::at;
 use forebay_common::{BlockId, Error, ErrorKind, Result, counter, err, gauge};
 use forebay_proto::TierUsage;
 use index::{Index, Shard};
+use joined::{Joins, is_joined};
 use lease_probe::{Probe, Zombie};
 use open::OpenFiles;
 use prometheus::IntGaugeVec;
@@ -104,6 +106,7 @@ pub struct BlockStore {
     /// The block whose files the evictor is copying: nobody makes new ones of its name meanwhile.
     moving: Mutex<Option<BlockId>>,
     shares: Shares,
+    joins: Joins,
     /// Nothing new is cached: the worker is to leave.
     closed: AtomicBool,
     changed: Mutex<HashSet<BlockId>>,
@@ -144,6 +147,7 @@ impl BlockStore {
             signal: Arc::default(),
             moving: Mutex::default(),
             shares: Shares::new(config.evict_policy),
+            joins: Joins::default(),
             closed: AtomicBool::new(false),
             changed: Mutex::default(),
             changed_notify: Notify::new(),
@@ -265,10 +269,18 @@ impl BlockStore {
             share.access(id);
         }
         let promote_after = self.options.promote_after;
-        if promote_after > 0 && block.dir.medium() != self.tiers[0].medium && block.use_within(self.options.promote_window) == promote_after {
+        if promote_after > 0
+            && !is_joined(id)
+            && block.dir.medium() != self.tiers[0].medium
+            && block.use_within(self.options.promote_window) == promote_after
+        {
             self.signal.promote(id);
         }
-        self.opened(&block)
+        self.opened(&block).or_else(|| {
+            // Moved to another tier in between: it is there.
+            let now = self.index.get(id).filter(|now| !Arc::ptr_eq(now, &block))?;
+            self.opened(&now)
+        })
     }
 
     /// Whether a block is here; not a use of it.
@@ -308,7 +320,8 @@ impl BlockStore {
 
     /// A block, its place in the order of eviction unchanged.
     pub fn peek(&self, id: BlockId) -> Option<Arc<BlockFile>> {
-        self.index.get(id).and_then(|block| self.opened(&block))
+        let block = self.index.get(id)?;
+        self.opened(&block).or_else(|| self.index.get(id).filter(|now| !Arc::ptr_eq(now, &block)).and_then(|now| self.opened(&now)))
     }
 
     /// `peek`, its header read now if it was not yet.
@@ -437,6 +450,9 @@ impl BlockStore {
     /// The same, unless it was held a moment ago: the order may be older than that. The next report has the master look again.
     pub fn remove_by_order(&self, id: BlockId) -> bool {
         let Some(block) = self.find(id) else { return false };
+        if let Some(joined) = self.joins.take_part(id) {
+            self.remove(joined);
+        }
         if !self.remove_if(&block, |block| !block.is_held()) {
             self.note_changed(id);
         }
@@ -542,6 +558,9 @@ impl BlockStore {
 
     /// Has a block reported again.
     pub fn note_changed(&self, id: BlockId) {
+        if is_joined(id) {
+            return;
+        }
         lock(&self.changed).insert(id);
         self.changed_notify.notify_one();
     }
@@ -549,7 +568,7 @@ impl BlockStore {
     /// Has every block reported again.
     pub fn note_all_changed(&self) {
         let all = self.index.ids();
-        lock(&self.changed).extend(all);
+        lock(&self.changed).extend(all.into_iter().filter(|id| !is_joined(*id)));
         self.changed_notify.notify_one();
     }
 

@@ -357,3 +357,75 @@ fn mounts_have_shares() {
     assert!(full.is_some_and(|e| e.kind() == ErrorKind::NoSpace && e.message().contains("quota")));
     agrees(&store);
 }
+
+/// (S-42) What is joined are the bytes of the blocks in their order, short ones among them; it goes with any of them, and does not outlive the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_of_a_file_are_joined() {
+    use forebay_common::token::{BlockRun, Claims};
+    let dir = TestDir::new();
+    let store = open(dir.path(), 64 << 20);
+    // 128 KiB but for the second one, and the last.
+    let lengths = [131_072, 70_000, 131_072, 131_072, 999];
+    let whole: Vec<u8> = (0..lengths.iter().sum::<u64>()).map(|i| (i * 31 >> 3) as u8).collect();
+    let ids = [10, 11, 12, 40, 41];
+    let mut at = 0;
+    for (id, length) in ids.iter().zip(lengths) {
+        let block = store.get_or_create(header(*id, length)).unwrap();
+        for page in 0..block.header.pages() {
+            let (offset, size) = block.header.page_span(page);
+            store.fill_page(&block, page, &whole[at + offset as usize..][..size]).unwrap();
+        }
+        at += length as usize;
+    }
+    let claims = Claims {
+        file_id: 1,
+        blocks: vec![BlockRun { first: 10, count: 3 }, BlockRun { first: 40, count: 2 }],
+        block_size_bytes: 131_072,
+        length_bytes: whole.len() as u64,
+        short_blocks: vec![1, 70_000],
+        ..Claims::default()
+    };
+    assert!(store.joined(&claims, 0).is_none(), "never");
+    assert!(store.joined(&claims, 2).is_none(), "asked for once");
+    let until = Instant::now() + Duration::from_secs(20);
+    let joined = loop {
+        match store.joined(&claims, 2) {
+            Some(joined) => break joined,
+            None => assert!(Instant::now() < until),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert!(joined.bytes(0, whole.len()).unwrap()[..] == whole[..]);
+    joined.verify_again().unwrap();
+    // Others are told of the blocks alone.
+    store.note_all_changed();
+    let told = store.take_changed(100);
+    assert!(told.len() == ids.len() && told.iter().all(|changed| ids.contains(&changed.id.get())));
+    // Another order of them is another file.
+    let other = Claims { blocks: vec![BlockRun { first: 40, count: 2 }, BlockRun { first: 10, count: 3 }], ..claims.clone() };
+    assert!(store.joined(&other, 100).is_none());
+    // The next process knows nothing of it, and removes what is left.
+    let used = store.usage()[0].used_bytes;
+    drop(joined);
+    drop(store);
+    let store = eventually_open(&config(dir.path(), 64 << 20)).unwrap();
+    while store.adopt_some() > 0 {}
+    assert_eq!(store.usage()[0].blocks, ids.len() as u64);
+    assert!(store.usage()[0].used_bytes < used / 3 * 2);
+    // A block is removed by order: the joined file with it.
+    store.joined(&claims, 1);
+    while store.joined(&claims, 1).is_none() {
+        assert!(Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(store.usage()[0].blocks, ids.len() as u64 + 1);
+    store.remove_by_order(BlockId(40));
+    assert!(store.joined(&claims, 1).is_none());
+    assert_eq!(store.usage()[0].blocks, ids.len() as u64 - 1);
+    // What is not whole is not joined, and leaves nothing.
+    for _ in 0..20 {
+        assert!(store.joined(&claims, 1).is_none());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(store.usage()[0].blocks, ids.len() as u64 - 1);
+}
