@@ -26,6 +26,8 @@ pub struct CreateOptions {
     pub replace: bool,
     /// With `replace`: nothing but the file of this id (`FileChanged` when it is not there any more); 0: whatever is there, or a new one.
     pub only_file: u64,
+    /// With `only_file`: only over the content of this version (`FileChanged` when there is another by now).
+    pub only_content: Option<u64>,
     /// Make missing folders.
     pub recursive: bool,
     /// Permission bits; 0 takes 0644.

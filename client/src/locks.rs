@@ -10,7 +10,7 @@ impl FileSystem {
     pub async fn hold_locks(&self, session_id: u64, holder: &str, begin: bool) -> Result<Duration> {
         let m = &self.inner.master;
         let answer = m
-            .change(|caller| {
+            .ask(|caller| {
                 let request = HoldLocksRequest { caller, session_id, holder: holder.to_owned(), begin };
                 let mut files = m.files.clone();
                 async move { files.hold_locks(request).await }
@@ -49,7 +49,7 @@ impl FileSystem {
     /// Ends a session with all its locks.
     pub async fn end_locks(&self, session_id: u64) -> Result<()> {
         let m = &self.inner.master;
-        m.change(|caller| {
+        m.ask(|caller| {
             let mut files = m.files.clone();
             async move { files.end_locks(EndLocksRequest { caller, session_id }).await }
         })

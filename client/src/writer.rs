@@ -56,6 +56,7 @@ impl FileWriter {
                     replicas: options.replicas,
                     replace: options.replace,
                     only_file: options.only_file,
+                    only_content: options.only_content,
                     node: inner.config.node_name.clone(),
                 };
                 let mut files = m.files.clone();

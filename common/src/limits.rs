@@ -33,7 +33,9 @@ pub const LOCKS_PER_FILE_MAX: usize = 4_096;
 /// Files of which one session holds locks.
 pub const LOCKED_FILES_MAX: u64 = 65_536;
 /// Sessions that may hold locks.
-pub const LOCK_SESSIONS_MAX: usize = 16_384;
+pub const LOCK_SESSIONS_MAX: u64 = 16_384;
+/// Files of which the locks of a session that is over are given back by one command.
+pub const LOCKS_ENDED_AT_ONCE: usize = 1_000;
 /// Blocks of one file that are shorter than the others, before its last.
 pub const SHORT_BLOCKS_MAX: usize = 10_000;
 /// Blocks of one file: with 64 KiB blocks 64 GiB, with the default 128 MiB 128 TiB.

@@ -45,6 +45,11 @@ fn errno(e: &Error) -> Errno {
     Errno::from_i32(e.kind().errno() as i32)
 }
 
+/// Of a lock: EAGAIN would say that somebody else has it.
+fn no_lock(e: &Error) -> Errno {
+    if e.kind() == ErrorKind::LimitExceeded { Errno::ENOLCK } else { errno(e) }
+}
+
 fn from_nix(e: nix::errno::Errno) -> Errno {
     Errno::from_i32(e as i32)
 }
@@ -429,8 +434,7 @@ impl Filesystem for Handler {
             let mount = self.mount.clone();
             return self.spawn(async move {
                 let done = mount.flush(fh.0).await;
-                mount.closed(owner).await;
-                match done {
+                match mount.closed(owner).await.and(done) {
                     Ok(()) => reply.ok(),
                     Err(e) => reply.error(errno(&e)),
                 }
@@ -497,7 +501,12 @@ impl Filesystem for Handler {
         let asked = asked(req, ino, fh, owner, (start, end), typ, pid);
         let mount = self.mount.clone();
         if typ == libc::F_UNLCK {
-            return answer!(self, reply, |mount| mount.unlock(&asked), empty);
+            return self.spawn(async move {
+                match mount.unlock(&asked).await {
+                    Ok(()) => reply.ok(),
+                    Err(e) => reply.error(no_lock(&e)),
+                }
+            });
         }
         let hands = mount.hands.load(Ordering::SeqCst);
         self.runtime.spawn(async move {
@@ -506,8 +515,7 @@ impl Filesystem for Handler {
                 Ok(Locked::InTheWay) => reply.error(Errno::EAGAIN),
                 Ok(Locked::Interrupted) => reply.error(Errno::EINTR),
                 Ok(Locked::Left) => std::mem::forget(reply),
-                Err(e) if e.kind() == ErrorKind::LimitExceeded => reply.error(Errno::from_i32(libc::ENOLCK)),
-                Err(e) => reply.error(errno(&e)),
+                Err(e) => reply.error(no_lock(&e)),
             }
         });
     }

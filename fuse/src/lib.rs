@@ -10,6 +10,7 @@
 mod attributes;
 mod device;
 mod entries;
+mod extents;
 mod folder;
 mod handler;
 mod handover;

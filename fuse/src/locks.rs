@@ -1,13 +1,13 @@
 //! `Locks`: this mount's session with the master, and which locks of files it holds for programs here.
 //!
 //! Used by `locking`. The session begins with the first lock, is renewed every third of its time, and ends with the mount. Invariants: what a program holds is in `held` until the master has it
-//! given back; a lock of which it is not sure that the master still has it (no answer for the session's time) lets nothing be handed over to the namespace before the master says so; of
+//! given back, or is `owed` to it; a lock of which it is not sure that the master still has it (no answer for the session's time) lets nothing be handed over to the namespace before the master says so; of
 //! a session that the master has ended everything is lost, and what was written under it stays here.
 
 use forebay_client::FileSystem;
 use forebay_common::{ErrorKind, Result, counter, gauge};
 use forebay_proto::{FileLock, mount as wire};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,8 @@ struct Inner {
     held: HashMap<Owner, Held>,
     /// What the master could not be told yet.
     owed: Vec<(u64, FileLock)>,
+    /// A session has ended, and what was written under it is not marked yet.
+    ending: bool,
 }
 
 /// Owners of which one at a time has the master asked, together.
@@ -98,8 +100,8 @@ impl Locks {
 
     /// An owner's turn: what it takes and what it gives back are told one after the other. The kernel numbers a new open file as one that was just closed, and tells the
     /// end of that one at its leisure: what the one takes must not go with the other.
-    pub async fn turn(&self, owner: Owner) -> tokio::sync::MutexGuard<'_, ()> {
-        self.lines[(owner.owner ^ owner.node) as usize % LINES].lock().await
+    pub async fn turn(&self, owner: u64) -> tokio::sync::MutexGuard<'_, ()> {
+        self.lines[owner as usize % LINES].lock().await
     }
 
     /// Which file an owner holds locks of.
@@ -116,13 +118,23 @@ impl Locks {
         inner.held.iter().filter(|(_, held)| held.handle == handle).map(|(owner, _)| *owner).collect()
     }
 
-    /// It was taken.
-    pub fn took(&self, owner: Owner, file_id: u64, handle: u64) {
+    /// Whether anybody here holds a lock of a file.
+    pub fn is_locked(&self, file_id: u64) -> bool {
+        let inner = self.lock();
+        !inner.held.is_empty() && inner.held.values().any(|held| held.file_id == file_id)
+    }
+
+    /// It was taken, or may have been. `false`: the session under which it was is over.
+    pub fn took(&self, session: u64, owner: Owner, file_id: u64, handle: u64) -> bool {
         let mut inner = self.lock();
+        if inner.session.is_none_or(|now| now.id != session) {
+            return false;
+        }
         inner.held.insert(owner, Held { file_id, handle });
         // What an earlier owner of this number owes is this one's now, and given back with it.
         inner.owed.retain(|(file, lock)| *file != file_id || (lock.owner, lock.whole) != (owner.owner, owner.whole));
         HELD.set(inner.held.len() as i64);
+        true
     }
 
     /// Has an owner give back what it has, here and at the master; by the end of a `handle` only what it took last by that one. It has its turn.
@@ -134,10 +146,13 @@ impl Locks {
             }
             let held = inner.held.remove(&owner);
             HELD.set(inner.held.len() as i64);
-            match (held, inner.session) {
-                (Some(held), Some(session)) => (held.file_id, session.id),
-                _ => return Ok(()),
+            let (Some(held), Some(session)) = (held, inner.session) else { return Ok(()) };
+            // Of the same file under another number: it is one lock to the master.
+            let same = |(other, also): (&Owner, &Held)| (other.owner, other.whole, also.file_id) == (owner.owner, owner.whole, held.file_id);
+            if inner.held.iter().any(same) {
+                return Ok(());
             }
+            (held.file_id, session.id)
         };
         let lock = all_of(owner, session);
         match fs.set_lock(file_id, &lock, true).await {
@@ -153,56 +168,81 @@ impl Locks {
     }
 
     /// Whether a file is locked by a session that may be over. Cheap where nothing is locked.
-    pub fn is_unsure(&self, node: u64) -> bool {
+    pub fn is_unsure(&self, file_id: u64) -> bool {
         let inner = self.lock();
-        inner.session.is_some_and(|session| Instant::now() > session.sure_until) && inner.held.keys().any(|owner| owner.node == node)
+        inner.ending
+            || (inner.session.is_some_and(|session| Instant::now() > session.sure_until) && inner.held.values().any(|held| held.file_id == file_id))
     }
 
-    /// Has the master say that the session goes on. Returns whose locks are lost where it does not.
-    pub async fn renew(&self, fs: &FileSystem) -> Result<Vec<u64>> {
-        let Some(session) = self.lock().session else { return Ok(Vec::new()) };
+    /// Has the master say that the session goes on; `false`: it is over, and so are its locks, until `marked` of what was written under them.
+    pub async fn renew(&self, fs: &FileSystem) -> Result<bool> {
+        let Some(session) = self.lock().session else { return Ok(true) };
         let asked = Instant::now();
         match fs.hold_locks(session.id, &holder(), false).await {
             Ok(ttl) => {
                 if let Some(now) = self.lock().session.as_mut().filter(|now| now.id == session.id) {
                     (now.ttl, now.sure_until) = (ttl, asked + ttl);
                 }
-                let owed = std::mem::take(&mut self.lock().owed);
-                for (file_id, lock) in owed {
-                    if fs.set_lock(file_id, &lock, true).await.is_err_and(|e| e.kind() != ErrorKind::Expired) {
-                        self.lock().owed.push((file_id, lock));
-                    }
-                }
-                Ok(Vec::new())
+                Ok(true)
             }
-            Err(e) if e.kind() == ErrorKind::Expired => Ok(self.over(session.id)),
+            Err(e) if e.kind() == ErrorKind::Expired => {
+                let mut inner = self.lock();
+                inner.ending |= inner.session.is_some_and(|now| now.id == session.id);
+                Ok(!inner.ending)
+            }
             Err(e) => Err(e),
         }
     }
 
-    /// The master has ended the session. Returns the nodes of what was locked.
-    pub fn over(&self, id: u64) -> Vec<u64> {
+    /// Files of which something is locked.
+    pub fn files(&self) -> HashSet<u64> {
+        self.lock().held.values().map(|held| held.file_id).collect()
+    }
+
+    /// What was written under a session that is over is marked: the next lock begins a new one.
+    pub fn marked(&self) {
         let mut inner = self.lock();
-        if inner.session.is_none_or(|session| session.id != id) {
-            return Vec::new();
+        if !inner.ending {
+            return;
         }
-        (inner.session, inner.owed) = (None, Vec::new());
-        let nodes: Vec<u64> = inner.held.drain().map(|(owner, _)| owner.node).collect();
+        let lost = inner.held.len();
+        *inner = Inner::default();
         HELD.set(0);
-        LOST.inc_by(nodes.len() as u64);
-        if !nodes.is_empty() {
+        LOST.inc_by(lost as u64);
+        if lost > 0 {
             tracing::error!(
-                files = nodes.len(),
+                lost,
                 "the master did not hear of this mount for too long and has given its locks to others: what was written under them fails"
             );
         }
-        nodes
+    }
+
+    /// Gives back what the master could not be told of before, one after the other, each in its owner's turn.
+    pub async fn settle(&self, fs: &FileSystem) {
+        let owed = self.lock().owed.clone();
+        for (file_id, lock) in owed {
+            let _turn = self.turn(lock.owner).await;
+            let still = |inner: &Inner| inner.owed.iter().position(|(file, other)| *file == file_id && *other == lock);
+            if still(&self.lock()).is_none() || fs.set_lock(file_id, &lock, true).await.is_err_and(|e| e.kind() != ErrorKind::Expired) {
+                continue;
+            }
+            let mut inner = self.lock();
+            if let Some(at) = still(&inner) {
+                inner.owed.remove(at);
+            }
+        }
     }
 
     /// How long until it is to be renewed.
     pub fn rest(&self) -> Duration {
         let Some(session) = self.lock().session else { return TRY_AGAIN };
-        (session.sure_until.saturating_duration_since(Instant::now())).saturating_sub(session.ttl * 2 / 3).max(TRY_AGAIN.min(session.ttl / 3))
+        let left = session.sure_until.saturating_duration_since(Instant::now());
+        left.saturating_sub(session.ttl * 2 / 3).max(TRY_AGAIN.min(session.ttl / 3))
+    }
+
+    /// How long an answer to `renew` is waited for: there is to be time for another try.
+    pub fn patience(&self) -> Duration {
+        self.lock().session.map_or(TRY_AGAIN, |session| (session.ttl / 3).max(TRY_AGAIN))
     }
 
     /// The mount is over.
@@ -222,8 +262,10 @@ impl Locks {
             node: owner.node,
             handle: held.handle,
             lock: Some(all_of(*owner, session)),
+            owed: false,
         };
-        (session, inner.held.iter().map(saved).collect())
+        let owed = inner.owed.iter().map(|(file_id, lock)| wire::Lock { file_id: *file_id, node: 0, handle: 0, lock: Some(*lock), owed: true });
+        (session, inner.held.iter().map(saved).chain(owed).collect())
     }
 
     /// Those of another process. The master has to say first that they are held on.
@@ -233,7 +275,11 @@ impl Locks {
             let mut inner = restored.lock();
             inner.session = Some(Session { id: session, ttl: TRY_AGAIN, sure_until: Instant::now() });
             for lock in locks {
-                let of = lock.lock.clone().unwrap_or_default();
+                let of = lock.lock.unwrap_or_default();
+                if lock.owed {
+                    inner.owed.push((lock.file_id, of));
+                    continue;
+                }
                 let owner = Owner { node: lock.node, owner: of.owner, whole: of.whole };
                 inner.held.insert(owner, Held { file_id: lock.file_id, handle: lock.handle });
             }

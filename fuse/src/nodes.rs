@@ -94,6 +94,14 @@ impl Node {
         lock(&self.in_use).clone()
     }
 
+    /// What is being written of it, or was and is still here.
+    pub fn staged(&self) -> Option<Arc<Staged>> {
+        match self.in_use() {
+            Use::Staged(staged) => Some(staged),
+            _ => None,
+        }
+    }
+
     /// Called with `opened` locked, after a change of it.
     pub fn note_use(&self, opened: &Opened) {
         *lock(&self.in_use) = match &opened.staged {
@@ -406,6 +414,13 @@ impl Nodes {
             }
             inner.names.insert((new_parent, new_name.to_vec()), id);
         }
+    }
+
+    /// Nodes of a file that are being written.
+    pub fn written_of(&self, file_id: u64) -> Vec<Arc<Node>> {
+        let inner = lock(&self.inner);
+        let its = |node: &Node| lock(&node.status).file_id == file_id && matches!(node.in_use(), Use::Staged(_));
+        inner.places.values().filter(|place| its(&place.node)).map(|place| place.node.clone()).collect()
     }
 
     /// Nodes at or below one that are being written.

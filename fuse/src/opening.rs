@@ -17,6 +17,9 @@ use std::time::Duration;
 const ENDING_TRIES: u32 = 3;
 const ENDING: Duration = Duration::from_millis(2);
 
+/// How often a newer content is taken before what was written is handed over, or not.
+const NEWER_TAKEN_MAX: u32 = 16;
+
 /// A conflicting open: to be made again, on another node.
 fn look_again() -> Error {
     CONFLICTS.inc();
@@ -150,9 +153,19 @@ impl Mount {
         self.forget(id, -1);
     }
 
-    /// Nor is what it has of its bytes.
-    pub fn forget_content(&self, id: u64) {
-        tokio::task::block_in_place(|| self.forget(id, 0));
+    /// Nor is what it has of its bytes, of which there are `length` now: who appends does so behind them, without asking.
+    pub fn forget_content(&self, id: u64, length: u64) {
+        tokio::task::block_in_place(|| {
+            self.forget(id, 0);
+            let Some(last) = length.checked_sub(1) else { return };
+            let byte = self.nodes.get(id).ok().and_then(|node| node.staged()).and_then(|staged| staged.read(last, 1).ok());
+            // The kernel knows no other way to be told of a length than by a byte of the page cache.
+            if let (Some(byte), Some(notifier)) = (byte, &*self.notifier.read().unwrap_or_else(|e| e.into_inner()))
+                && let Err(e) = notifier.store(fuser::INodeNo(id), last, &byte)
+            {
+                tracing::debug!(error = %e, "the kernel is not told of a file's length");
+            }
+        });
     }
 
     fn forget(&self, id: u64, from: i64) {
@@ -199,15 +212,20 @@ impl Mount {
         let gone = node.is_gone();
         let (staged, keep) = match &opened.staged {
             Some(staged) => {
-                // A copy that nobody writes: what the namespace has may be newer.
-                if let Some(version) = staged.settled().filter(|_| !gone) {
+                // A copy that was not written to: what the namespace has may be newer.
+                if let Some(version) = staged.version().filter(|_| !gone) {
                     let there = match self.status_of(node).await {
                         Err(e) if e.kind() == ErrorKind::NotFound => None,
                         other => Some(Version::of(&other?)),
                     };
-                    if there != Some(version) {
+                    if there.is_none_or(|there| there != version && (staged.settled().is_some() || there.file_id != version.file_id)) {
                         self.nodes.detach(node);
                         return Err(look_again());
+                    }
+                    // Those who have it open to write it see what there is as well.
+                    if there != Some(version) {
+                        staged.rebase(&self.fresh(node).await?).await?;
+                        self.forget_content(node.id, staged.length());
                     }
                 }
                 (staged.clone(), true)
@@ -233,6 +251,9 @@ impl Mount {
         let writes = writes || cuts;
         if writes {
             staged.add_writer();
+        }
+        if self.locks.is_locked(node.status().file_id) {
+            staged.set_locked(true);
         }
         opened.staged = Some(staged.clone());
         opened.handles += 1;
@@ -290,8 +311,23 @@ impl Mount {
         }
         self.check_locks(node, staged).await?;
         let path = self.sure_path(node).await?;
-        if let Some(status) = staged.hand_over(&self.fs, &path).await? {
-            node.set_status(status);
+        for again in 0.. {
+            match staged.hand_over(&self.fs, &path).await {
+                Err(e) if e.kind() == ErrorKind::FileChanged && staged.is_locked() && again < NEWER_TAKEN_MAX => {
+                    tracing::debug!(error = %e, "a file has a newer content, by the holder of another lock: that is taken first");
+                    self.take_newer(node, staged).await?;
+                }
+                Err(e) => return Err(e),
+                Ok(status) => {
+                    if let Some(status) = status {
+                        node.set_status(status);
+                    }
+                    if again > 0 {
+                        self.forget_content(node.id, staged.length());
+                    }
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -436,7 +472,8 @@ impl Mount {
             if let Some(staged) = opened.staged.clone()
                 && let Err(e) = self.hand_over(&node, &staged).await
             {
-                failures += 1;
+                // What is not to be handed over is in nobody's way.
+                failures += usize::from(!staged.is_lost());
                 tracing::error!(error = %e, node = node.id, "a file that is being written could not be handed over");
             }
         }

@@ -6,6 +6,7 @@
 //! and handing over.
 
 use crate::attributes::{Time, Version};
+use crate::extents::Extents;
 use forebay_client::{CreateOptions, FileSystem, FileWriter};
 use forebay_common::{AbsPath, Error, Result, counter, err};
 use forebay_proto::{FileStatus, SetAttributesRequest};
@@ -76,6 +77,8 @@ pub struct Staged {
     complete: AtomicBool,
     /// The lock under which it was written is somebody else's.
     lost: AtomicBool,
+    /// It is written under a lock: only over the content that it is based on.
+    locked: AtomicBool,
     /// Handles that write.
     writers: AtomicU32,
     /// Which content of the namespace it was loaded from or handed over as.
@@ -93,6 +96,8 @@ struct Inner {
     own: Attributes,
     /// What waits for the last byte: when it was read last. When it was written goes with the bytes.
     later: Attributes,
+    /// Since it was loaded, or handed over last.
+    written: Extents,
 }
 
 fn nameless(dir: &Path) -> Result<File> {
@@ -112,6 +117,7 @@ impl Staged {
             dirty: AtomicBool::new(!known),
             complete: AtomicBool::new(known),
             lost: AtomicBool::new(false),
+            locked: AtomicBool::new(false),
             writers: AtomicU32::new(0),
             version: Lock::new(version),
             inner: Mutex::new(inner),
@@ -143,7 +149,8 @@ impl Staged {
             length: AtomicU64::new(saved.length),
             dirty: AtomicBool::new(false),
             complete: AtomicBool::new(saved.complete),
-            lost: AtomicBool::new(false),
+            lost: AtomicBool::new(saved.lost),
+            locked: AtomicBool::new(saved.locked),
             writers: AtomicU32::new(saved.writers),
             version: Lock::new(version),
             inner: Mutex::default(),
@@ -158,6 +165,8 @@ impl Staged {
             writers: self.writers.load(Ordering::SeqCst),
             complete: !self.is_new(),
             version: version.map(Version::save),
+            lost: self.is_lost(),
+            locked: self.is_locked(),
         }
     }
 
@@ -230,22 +239,46 @@ impl Staged {
         self.lost.load(Ordering::SeqCst)
     }
 
-    /// Becomes what the namespace has by now, where nothing was written here.
-    pub async fn become_like(&self, fresh: &Staged) -> Result<()> {
-        let _inner = self.inner.lock().await;
-        if self.is_dirty() {
+    pub fn set_locked(&self, locked: bool) {
+        self.locked.store(locked, Ordering::SeqCst);
+    }
+
+    pub fn is_locked(&self) -> bool {
+        self.locked.load(Ordering::SeqCst)
+    }
+
+    /// Which content of the namespace it is based on.
+    pub fn base(&self) -> Option<Version> {
+        *self.version_lock()
+    }
+
+    /// Is based on another content from now on: becomes that, with what was written here laid over it.
+    pub async fn rebase(&self, fresh: &Staged) -> Result<()> {
+        let inner = self.inner.lock().await;
+        let Some(written) = inner.written.ranges() else {
+            *self.version_lock() = fresh.base();
             return Ok(());
-        }
+        };
+        let length = written.last().map_or(0, |last| last.end).min(self.length()).max(fresh.length());
         blocking(|| {
-            let mut from = &fresh.file;
-            let mut to = &self.file;
+            let mut piece = vec![0; PIECE_BYTES];
+            for range in written {
+                let mut at = range.start;
+                while at < range.end.min(self.length()) {
+                    let some = piece.len().min(usize::try_from(range.end.min(self.length()) - at).unwrap_or(piece.len()));
+                    self.file.read_exact_at(&mut piece[..some], at)?;
+                    fresh.file.write_all_at(&piece[..some], at)?;
+                    at += some as u64;
+                }
+            }
+            let (mut from, mut to) = (&fresh.file, &self.file);
             from.rewind()?;
             to.rewind()?;
             std::io::copy(&mut from, &mut to)?;
-            self.file.set_len(fresh.length())
+            self.file.set_len(length)
         })?;
-        self.length.store(fresh.length(), Ordering::SeqCst);
-        *self.version_lock() = fresh.version();
+        self.length.store(length, Ordering::SeqCst);
+        *self.version_lock() = fresh.base();
         Ok(())
     }
 
@@ -261,6 +294,8 @@ impl Staged {
             return Err(e);
         }
         let end = offset + bytes.len() as u64;
+        // What lies between the end and where it begins is zeros from now on.
+        inner.written.add(offset.min(self.length())..end);
         self.length.fetch_max(end, Ordering::SeqCst);
         if offset < inner.sent {
             give_up(&mut inner).await;
@@ -277,6 +312,7 @@ impl Staged {
             give_up(&mut inner).await;
         }
         blocking(|| self.file.set_len(length))?;
+        inner.written.add_all();
         self.length.store(length, Ordering::SeqCst);
         Ok(())
     }
@@ -292,8 +328,14 @@ impl Staged {
         }
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         tokio::task::block_in_place(|| fallocate(&self.file, flags, signed(offset), signed(length)))?;
-        let length = self.file.metadata().map_err(|_| nix::errno::Errno::EIO)?.len();
-        self.length.store(length, Ordering::SeqCst);
+        let before = self.length();
+        let after = self.file.metadata().map_err(|_| nix::errno::Errno::EIO)?.len();
+        let in_place = FallocateFlags::FALLOC_FL_KEEP_SIZE | FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_ZERO_RANGE;
+        match in_place.contains(flags) {
+            true => inner.written.add(offset.min(before)..offset.saturating_add(length).min(after)),
+            false => inner.written.add_all(),
+        }
+        self.length.store(after, Ordering::SeqCst);
         Ok(())
     }
 
@@ -349,6 +391,7 @@ impl Staged {
             other => other?,
         };
         self.dirty.store(false, Ordering::SeqCst);
+        inner.written = Extents::default();
         let again = std::mem::take(&mut inner.made_again) && self.is_new();
         self.complete.store(true, Ordering::SeqCst);
         *self.version_lock() = Some(Version::of(&status));
@@ -375,8 +418,10 @@ impl Staged {
             None => {
                 at = 0;
                 inner.made_again |= self.is_new();
-                let only_file = self.version_lock().map_or(0, |version| version.file_id);
-                fs.create(path, &CreateOptions { replace: true, only_file, ..CreateOptions::default() }).await?
+                let base = self.base();
+                let only_content = base.filter(|_| self.is_locked()).map(|base| base.content);
+                let only_file = base.map_or(0, |base| base.file_id);
+                fs.create(path, &CreateOptions { replace: true, only_file, only_content, ..CreateOptions::default() }).await?
             }
         };
         let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(length - at).unwrap_or(PIECE_BYTES))];

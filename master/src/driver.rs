@@ -246,6 +246,7 @@ async fn attempt(core: &Arc<Core>, record: &Pending) -> Result<Option<(String, S
 pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
     let started = Instant::now();
     let (mut drain, mut replicate) = (Drain::default(), Replicate::default());
+    let mut silent = Silent::new();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
@@ -297,7 +298,7 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
             expire_leases(&core, all).await;
         }
         if started.elapsed() > Duration::from_millis(core.config.lock_ttl_ms)
-            && let Err(e) = end_lock_sessions(&core).await
+            && let Err(e) = end_lock_sessions(&core, &mut silent).await
         {
             tracing::error!(error = %e, "locks of mounts that are silent could not be ended");
         }
@@ -394,12 +395,23 @@ async fn expire_leases(core: &Arc<Core>, all: bool) {
     }
 }
 
-/// Takes their locks from mounts that were not heard of for too long.
-async fn end_lock_sessions(core: &Arc<Core>) -> Result<()> {
+/// Sessions of locks: when each was to expire when it was looked at last, and since when that is so by a clock that nobody sets.
+type Silent = HashMap<u64, (u64, Instant)>;
+
+/// Takes their locks from mounts that were not heard of for too long, by both clocks.
+async fn end_lock_sessions(core: &Arc<Core>, silent: &mut Silent) -> Result<()> {
     let now = forebay_common::clock::now_ms();
     let sessions = core.store.view().lock_sessions()?;
     SESSIONS.set(sessions.len() as i64);
-    for session in sessions.into_iter().filter(|session| session.expires_at_ms <= now) {
+    silent.retain(|id, _| sessions.iter().any(|session| session.id == *id));
+    for session in sessions {
+        let seen = silent.entry(session.id).or_insert((session.expires_at_ms, Instant::now()));
+        if seen.0 != session.expires_at_ms {
+            *seen = (session.expires_at_ms, Instant::now());
+        }
+        if !session.ending && (session.expires_at_ms > now || seen.1.elapsed() < Duration::from_millis(session.ttl_ms)) {
+            continue;
+        }
         tracing::warn!(holder = session.holder, files = session.files, "a mount that holds locks is silent: others may take them");
         core.own_change(Op::EndLocks(EndLocks { session_id: session.id, expired_only: true })).await?;
     }

@@ -32,7 +32,7 @@ impl Waiting {
     /// Errors: `LimitExceeded` while too many wait.
     pub fn join(&self, file: u64) -> Result<Place<'_>> {
         if WAITERS.get() >= WAITERS_MAX {
-            return Err(err!(LimitExceeded, "{WAITERS_MAX} calls wait for locks, which is the limit"));
+            return Err(err!(LimitExceeded, "{WAITERS_MAX} calls wait for locks, which is the limit").with_retryable(false));
         }
         WAITERS.inc();
         Ok(Place { waiting: self, file, given_back: self.lock().entry(file).or_default().clone() })
@@ -50,8 +50,9 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         WAITERS.dec();
         let mut all = self.waiting.lock();
-        // This place's own and the table's.
-        if all.get(&self.file).is_some_and(|given_back| Arc::strong_count(given_back) <= 2) {
+        // The table's alone is left: nobody else gets one but by the table.
+        self.given_back = Arc::default();
+        if all.get(&self.file).is_some_and(|given_back| Arc::strong_count(given_back) == 1) {
             all.remove(&self.file);
         }
     }

@@ -7,6 +7,7 @@ use nix::libc;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -241,6 +242,107 @@ async fn who_waits_gets_it() {
         );
     }
     eventually("nothing is locked", 10, async || two.locked() == 0).await;
+}
+
+/// What the next holder finds, by every way that programs write under a lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_under_a_lock() {
+    if !is_here("what_is_written_under_a_lock") {
+        return;
+    }
+    let two = Two::start(&[]).await;
+    // Two that write different ranges at the same time, each under its own lock: both are there.
+    let [a, b] = two.both("ranges");
+    fs::write(&a, vec![b'.'; 100_000]).unwrap();
+    let (one, other) = (open(&a), open(&b));
+    for round in 0..4u64 {
+        let (at, there) = (round * 1_000, 50_000 + round * 1_000);
+        assert_eq!((set_own(&one, libc::F_WRLCK, at as i64, 500), set_own(&other, libc::F_WRLCK, there as i64, 500)), (0, 0));
+        one.write_all_at(&[b'a'; 500], at).unwrap();
+        other.write_all_at(&[b'b'; 500], there).unwrap();
+        assert_eq!((set_own(&one, libc::F_UNLCK, at as i64, 500), set_own(&other, libc::F_UNLCK, there as i64, 500)), (0, 0));
+    }
+    // One that makes it longer, and one of the same mount with a descriptor of its own.
+    let third = open(&b);
+    assert_eq!((set_own(&one, libc::F_WRLCK, 100_000, 10), set_own(&third, libc::F_WRLCK, 90_000, 10)), (0, 0));
+    one.write_all_at(b"0123456789", 100_000).unwrap();
+    third.write_all_at(b"9876543210", 90_000).unwrap();
+    drop((one, third));
+    eventually("given back", 10, async || two.locked() == 0).await;
+    let mut expected = vec![b'.'; 100_010];
+    for round in 0..4 {
+        expected[round * 1_000..][..500].fill(b'a');
+        expected[50_000 + round * 1_000..][..500].fill(b'b');
+    }
+    expected[100_000..].copy_from_slice(b"0123456789");
+    expected[90_000..90_010].copy_from_slice(b"9876543210");
+    drop(other);
+    let mut left: Vec<usize> = Vec::new();
+    for at in [&a, &b] {
+        let found = fs::read(at).unwrap();
+        left.extend((0..expected.len().max(found.len())).filter(|i| found.get(*i) != expected.get(*i)).take(3));
+    }
+    assert_eq!(left, [0usize; 0], "all parts of both");
+
+    // Two logs that are open all the time, appended to in turn.
+    let [a, b] = two.both("log");
+    fs::write(&a, b"").unwrap();
+    let logs = [&a, &b].map(|path| OpenOptions::new().append(true).open(path).unwrap());
+    let mut expected = String::new();
+    for line in 0..30 {
+        let mut log = &logs[line % 2];
+        assert_eq!(flock(log, libc::LOCK_EX), 0);
+        let text = format!("line {line} of {}\n", "x".repeat(line * 37));
+        log.write_all(text.as_bytes()).unwrap();
+        expected += &text;
+        assert_eq!(flock(log, libc::LOCK_UN), 0);
+    }
+    for at in [&a, &b] {
+        let found = fs::read_to_string(at).unwrap_or_else(|e| e.to_string());
+        let differs = found.lines().zip(expected.lines()).position(|(found, expected)| found != expected);
+        assert!(found == expected, "{} bytes instead of {}, from line {differs:?} on", found.len(), expected.len());
+    }
+
+    // Locked by a descriptor for reading, written by another.
+    let [a, b] = two.both("pair");
+    fs::write(&a, b"1").unwrap();
+    let (lock, mut writes) = (File::open(&a).unwrap(), open(&a));
+    assert_eq!(flock(&lock, libc::LOCK_EX), 0);
+    writes.write_all(b"2").unwrap();
+    assert_eq!(flock(&lock, libc::LOCK_UN), 0);
+    assert_eq!(fs::read(&b).unwrap(), b"2");
+    assert_eq!(set(&lock, libc::F_RDLCK, 0, 0), 0);
+    writes.write_all(b"3").unwrap();
+    drop(lock);
+    assert_eq!((fs::read(&b).unwrap(), two.locked()), (b"23".to_vec(), 0));
+
+    // The lock file is deleted by its holder, as programs tidy up, while somebody waits.
+    let [a, b] = two.both("tidy.lock");
+    let mine = open(&a);
+    assert_eq!(flock(&mine, libc::LOCK_EX), 0);
+    let mut waiting = holder(&b, true);
+    eventually("it waits", 20, async || two.cluster.master_metric("forebay_master_file_lock_waiters").await == 1).await;
+    fs::remove_file(&a).unwrap();
+    drop(mine);
+    has_it(&mut waiting);
+    drop(waiting.stdin.take());
+    assert!(waiting.wait().unwrap().success());
+
+    // Two readers that both want to write: neither waits for the other's reading for ever.
+    let [a, b] = two.both("upgrade");
+    fs::write(&a, b"").unwrap();
+    let files = [open(&a), open(&b)];
+    assert_eq!((flock(&files[0], libc::LOCK_SH), flock(&files[1], libc::LOCK_SH)), (0, 0));
+    std::thread::scope(|scope| {
+        for mut file in &files {
+            scope.spawn(move || {
+                assert_eq!(flock(file, libc::LOCK_EX), 0);
+                file.write_all(b"x").unwrap();
+                assert_eq!(flock(file, libc::LOCK_UN), 0);
+            });
+        }
+    });
+    assert_eq!(fs::read(&a).unwrap(), b"x", "both wrote their first byte");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,6 +31,9 @@ pub fn create(c: &mut Context<'_, '_>, op: &Create) -> Result<()> {
     if op.replace && op.only_file > 0 && (!walk.is_complete() || walk.deepest().inode.id != op.only_file) {
         return Err(err!(FileChanged, "{path} is not the file any more that was to get other bytes: it was deleted, moved or replaced"));
     }
+    if let Some(version) = op.only_content.filter(|version| op.only_file > 0 && walk.deepest().inode.content_version != *version) {
+        return Err(err!(FileChanged, "{path} has other bytes than those of version {version}, over which alone these were to be written"));
+    }
     // Under all of its names it gets the new bytes, as a local file does that is opened to be cut and written.
     let shared = walk.is_complete() && walk.deepest().is_shared();
     if shared && op.overwrite && !op.holder.is_empty() {

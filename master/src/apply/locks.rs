@@ -7,7 +7,7 @@
 use super::context::Context;
 use crate::namespace::{READ, WRITE, check};
 use crate::store::{Cf, Reader, id_key, locked_key};
-use forebay_common::limits::{LOCK_SESSIONS_MAX, LOCKED_FILES_MAX, LOCKS_PER_FILE_MAX};
+use forebay_common::limits::{LOCK_SESSIONS_MAX, LOCKED_FILES_MAX, LOCKS_ENDED_AT_ONCE, LOCKS_PER_FILE_MAX};
 use forebay_common::{InodeId, Result, err};
 use forebay_proto::FileLock;
 use forebay_proto::journal::{EndLocks, HoldLocks, SetLock};
@@ -34,7 +34,7 @@ pub fn conflict<'a>(locks: &'a [FileLock], wanted: &FileLock) -> Option<&'a File
 /// What its owner holds after `wanted` was taken, or given back: parts of older locks outside of it stay, and what belongs together is one.
 fn replaced(locks: Vec<FileLock>, wanted: &FileLock, unlock: bool) -> Vec<FileLock> {
     let mut out = Vec::with_capacity(locks.len() + 2);
-    let mut whole = wanted.clone();
+    let mut whole = *wanted;
     for lock in locks {
         let theirs = !same_owner(&lock, wanted);
         let beside = !touch(&lock, wanted);
@@ -49,7 +49,7 @@ fn replaced(locks: Vec<FileLock>, wanted: &FileLock, unlock: bool) -> Vec<FileLo
             out.push(lock);
         } else {
             if lock.start < wanted.start {
-                out.push(FileLock { end: wanted.start - 1, ..lock.clone() });
+                out.push(FileLock { end: wanted.start - 1, ..lock });
             }
             if lock.end > wanted.end {
                 out.push(FileLock { start: wanted.end + 1, ..lock });
@@ -63,7 +63,8 @@ fn replaced(locks: Vec<FileLock>, wanted: &FileLock, unlock: bool) -> Vec<FileLo
 }
 
 fn session(c: &Context<'_, '_>, id: u64) -> Result<LockSession> {
-    let found = c.txn.lock_session(id)?.ok_or_else(|| err!(Expired, "the locks of this mount are over: it was silent for too long"))?;
+    let found = c.txn.lock_session(id)?;
+    let found = found.ok_or_else(|| err!(Expired, "the locks of this mount are over: it was silent for too long"))?;
     if !c.who.superuser && found.principal != c.who.user {
         return Err(err!(PermissionDenied, "these locks are of user {}", found.principal));
     }
@@ -78,12 +79,13 @@ pub fn hold(c: &mut Context<'_, '_>, op: &HoldLocks) -> Result<()> {
         ));
     }
     let mut held = match session(c, op.session_id) {
+        Ok(held) if held.ending => return Err(err!(Expired, "the locks of this mount are over: it was silent for too long")),
         Ok(held) => held,
         Err(e) if op.begin && e.kind() == forebay_common::ErrorKind::Expired => {
-            let sessions = c.txn.lock_sessions()?.len();
-            if sessions >= LOCK_SESSIONS_MAX {
-                return Err(err!(LimitExceeded, "{sessions} mounts hold locks, which is the limit"));
+            if c.counters.lock_sessions >= LOCK_SESSIONS_MAX {
+                return Err(err!(LimitExceeded, "{LOCK_SESSIONS_MAX} mounts hold locks, which is the limit").with_retryable(false));
             }
+            c.counters.lock_sessions += 1;
             LockSession { id: op.session_id, principal: c.who.user.clone(), holder: op.holder.clone(), ..LockSession::default() }
         }
         Err(e) => return Err(e),
@@ -102,11 +104,17 @@ fn put(c: &mut Context<'_, '_>, file: u64, locks: Vec<FileLock>) {
 
 /// The answer names the lock that is in the way, if one is; nothing was changed then.
 pub fn set(c: &mut Context<'_, '_>, op: &SetLock) -> Result<()> {
-    let wanted = op.lock.clone().unwrap_or_default();
+    let wanted = op.lock.unwrap_or_default();
     if wanted.start > wanted.end || wanted.end > i64::MAX as u64 {
         return Err(err!(InvalidArgument, "a lock of the bytes {} to {}", wanted.start, wanted.end));
     }
     let mut held = session(c, wanted.session_id)?;
+    if held.ending {
+        return Err(err!(Expired, "the locks of this mount are over: it was silent for too long"));
+    }
+    if op.file_id >= c.counters.next_inode_id {
+        return Err(err!(NotFound, "there was never a file {}", op.file_id));
+    }
     // Of a file that is gone only those know who have it open: they may lock it on.
     if !op.unlock
         && let Some((_, inode)) = c.txn.inode(InodeId(op.file_id))?
@@ -118,7 +126,7 @@ pub fn set(c: &mut Context<'_, '_>, op: &SetLock) -> Result<()> {
     if !op.unlock
         && let Some(other) = conflict(&before, &wanted)
     {
-        c.reply.conflict = Some(other.clone());
+        c.reply.conflict = Some(*other);
         return Ok(());
     }
     let is_its = |lock: &FileLock| lock.session_id == wanted.session_id;
@@ -135,10 +143,10 @@ pub fn set(c: &mut Context<'_, '_>, op: &SetLock) -> Result<()> {
                 return Err(err!(LimitExceeded, "a mount holds locks of at most {LOCKED_FILES_MAX} files").with_retryable(false));
             }
             held.files += 1;
-            c.txn.put_raw(Cf::LockSession, &key, Vec::new());
+            c.txn.put_raw(Cf::LockedFile, &key, Vec::new());
         } else {
             held.files = held.files.saturating_sub(1);
-            c.txn.delete(Cf::LockSession, &key);
+            c.txn.delete(Cf::LockedFile, &key);
         }
         c.txn.put(Cf::LockSession, &id_key(held.id), &held);
     }
@@ -148,23 +156,31 @@ pub fn set(c: &mut Context<'_, '_>, op: &SetLock) -> Result<()> {
     Ok(())
 }
 
-/// Nothing happens to a session that is over already.
+/// Nothing happens to a session that is over already. One of many files ends by several commands; it is over with the first.
 pub fn end(c: &mut Context<'_, '_>, op: &EndLocks) -> Result<()> {
-    let held = match session(c, op.session_id) {
+    let mut held = match session(c, op.session_id) {
         Err(e) if e.kind() == forebay_common::ErrorKind::Expired => return Ok(()),
         other => other?,
     };
-    if op.expired_only && held.expires_at_ms > c.now_ms() {
+    if op.expired_only && !held.ending && held.expires_at_ms > c.now_ms() {
         return Ok(());
     }
-    for file in c.txn.locked_by(held.id)? {
+    let files = c.txn.locked_by(held.id, LOCKS_ENDED_AT_ONCE)?;
+    let all = files.len() < LOCKS_ENDED_AT_ONCE;
+    for file in files {
         let mut locks = c.txn.locks(file)?.locks;
         locks.retain(|lock| lock.session_id != held.id);
         put(c, file, locks);
-        c.txn.delete(Cf::LockSession, &locked_key(held.id, file));
+        c.txn.delete(Cf::LockedFile, &locked_key(held.id, file));
         c.reply.unlocked.push(file);
     }
-    c.txn.delete_id(Cf::LockSession, held.id);
+    if all {
+        c.txn.delete_id(Cf::LockSession, held.id);
+        c.counters.lock_sessions = c.counters.lock_sessions.saturating_sub(1);
+    } else {
+        held.ending = true;
+        c.txn.put(Cf::LockSession, &id_key(held.id), &held);
+    }
     Ok(())
 }
 

@@ -190,6 +190,7 @@ impl Service {
             replication_max: 0,
             replace: request.replace,
             only_file: request.only_file,
+            only_content: request.only_content,
             ..journal::Create::default()
         };
         let reply = core.persist.change(core, request.caller.as_ref(), Op::Create(op), &[&path]).await?;

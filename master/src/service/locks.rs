@@ -16,16 +16,24 @@ use tokio::time::{Instant, timeout_at};
 /// How long a call waits for a lock; shorter than what a client waits for any answer.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// What whoever asks is told of a lock that is in the way: whose it is only where that is its own session.
+fn shown(found: &FileLock, wanted: &FileLock) -> FileLock {
+    let own = found.session_id == wanted.session_id;
+    FileLock { session_id: if own { found.session_id } else { 0 }, process: if own { found.process } else { 0 }, ..*found }
+}
+
 impl Service {
     pub(super) async fn hold_locks_inner(&self, request: HoldLocksRequest) -> Result<HoldLocksResponse> {
+        let who = self.0.who(request.caller.as_ref())?;
         let ttl_ms = self.0.config.lock_ttl_ms;
         let op = journal::HoldLocks { session_id: request.session_id, ttl_ms, holder: request.holder, begin: request.begin };
-        self.0.change(request.caller.as_ref(), Op::HoldLocks(op)).await?;
+        // Done twice it is the same: it needs no number, and waits behind no other change of its client.
+        self.0.change_as(&who, Op::HoldLocks(op)).await?;
         Ok(HoldLocksResponse { ttl_ms })
     }
 
     fn in_the_way(&self, file: u64, wanted: &FileLock) -> Result<Option<FileLock>> {
-        Ok(conflict(&self.0.store.view().locks(file)?.locks, wanted).cloned())
+        Ok(conflict(&self.0.store.view().locks(file)?.locks, wanted).map(|found| shown(found, wanted)))
     }
 
     pub(super) async fn set_lock_inner(&self, request: SetLockRequest) -> Result<LockResponse> {
@@ -44,7 +52,7 @@ impl Service {
         } else {
             TAKEN.inc()
         }
-        Ok(LockResponse { conflict: reply.conflict })
+        Ok(LockResponse { conflict: reply.conflict.map(|found| shown(&found, &wanted)) })
     }
 
     pub(super) async fn test_lock_inner(&self, request: TestLockRequest) -> Result<LockResponse> {
@@ -67,8 +75,11 @@ impl Service {
     }
 
     pub(super) async fn end_locks_inner(&self, request: EndLocksRequest) -> Result<Done> {
-        let op = journal::EndLocks { session_id: request.session_id, expired_only: false };
-        self.0.change(request.caller.as_ref(), Op::EndLocks(op)).await?;
+        let who = self.0.who(request.caller.as_ref())?;
+        while self.0.store.view().lock_session(request.session_id)?.is_some() {
+            let op = journal::EndLocks { session_id: request.session_id, expired_only: false };
+            self.0.change_as(&who, Op::EndLocks(op)).await?;
+        }
         Ok(Done {})
     }
 

@@ -31,8 +31,10 @@ pub enum Cf {
     PathConfig,
     /// file id -> `FileLocks`.
     Lock,
-    /// session id -> `LockSession`; session id, then file id -> nothing: files of which it holds locks.
+    /// session id -> `LockSession`.
     LockSession,
+    /// session id, then file id -> nothing: files of which it holds locks.
+    LockedFile,
     /// job id -> `Job`.
     Job,
     /// `store::Counters` and `store::Applied`.
@@ -41,7 +43,7 @@ pub enum Cf {
 
 impl Cf {
     /// All of them.
-    pub const ALL: [Cf; 17] = [
+    pub const ALL: [Cf; 18] = [
         Cf::Dentry,
         Cf::Link,
         Cf::Block,
@@ -57,6 +59,7 @@ impl Cf {
         Cf::PathConfig,
         Cf::Lock,
         Cf::LockSession,
+        Cf::LockedFile,
         Cf::Job,
         Cf::Meta,
     ];
@@ -79,6 +82,7 @@ impl Cf {
             Cf::PathConfig => "path_config",
             Cf::Lock => "lock",
             Cf::LockSession => "lock_session",
+            Cf::LockedFile => "locked_file",
             Cf::Job => "job",
             Cf::Meta => "meta",
         }

@@ -122,13 +122,12 @@ pub trait Reader {
 
     /// All of them: as many as mounts that have locked anything.
     fn lock_sessions(&self) -> Result<Vec<LockSession>> {
-        let rows = self.scan(Cf::LockSession, b"", None, usize::MAX)?;
-        rows.iter().filter(|(key, _)| key.len() == 8).map(|(key, raw)| decode(Cf::LockSession, key, raw)).collect()
+        self.all(Cf::LockSession)
     }
 
-    /// Files of which a session holds locks.
-    fn locked_by(&self, session: u64) -> Result<Vec<u64>> {
-        let rows = self.scan(Cf::LockSession, &id_key(session), Some(&id_key(session)), usize::MAX)?;
+    /// Files of which a session holds locks, at most `limit`.
+    fn locked_by(&self, session: u64, limit: usize) -> Result<Vec<u64>> {
+        let rows = self.scan(Cf::LockedFile, &id_key(session), None, limit)?;
         Ok(rows.iter().filter_map(|(key, _)| Some(u64::from_be_bytes(key.get(8..)?.try_into().ok()?))).collect())
     }
 

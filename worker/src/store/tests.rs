@@ -366,7 +366,7 @@ async fn blocks_of_a_file_are_joined() {
     let store = open(dir.path(), 64 << 20);
     // 128 KiB but for the second one, and the last.
     let lengths = [131_072, 70_000, 131_072, 131_072, 999];
-    let whole: Vec<u8> = (0..lengths.iter().sum::<u64>()).map(|i| (i * 31 >> 3) as u8).collect();
+    let whole: Vec<u8> = (0..lengths.iter().sum::<u64>()).map(|i| ((i * 31) >> 3) as u8).collect();
     let ids = [10, 11, 12, 40, 41];
     let mut at = 0;
     for (id, length) in ids.iter().zip(lengths) {
