@@ -228,11 +228,19 @@ impl FileReader {
             return None;
         }
         if !joined.is_wholly_verified() {
-            let verified = tokio::task::spawn_blocking(move || joined.verify(0..file.2).map(|()| joined));
+            let inner = self.inner.clone();
+            let verified = tokio::task::spawn_blocking(move || match joined.verify_once() {
+                Ok(done) => done.then_some(joined),
+                Err(e) => {
+                    tracing::warn!(error = %e, "a joined file is not what it should be");
+                    inner.pool.forget(joined.block());
+                    None
+                }
+            });
             if file.2 > JOINED_VERIFIED_HERE_BYTES {
                 return None;
             }
-            return verified.await.ok()?.ok()?.descriptor().try_clone_to_owned().ok();
+            return verified.await.ok()??.descriptor().try_clone_to_owned().ok();
         }
         joined.descriptor().try_clone_to_owned().ok()
     }
@@ -245,6 +253,11 @@ impl FileReader {
         let local = self.held(block)?;
         local.verify(0..length).ok()?;
         local.descriptor().try_clone_to_owned().ok()
+    }
+
+    /// Whether every block was whole on some worker when the file was looked up.
+    pub fn is_cached(&self) -> bool {
+        self.located().blocks.iter().all(|block| block.locations.iter().any(|at| at.cached_bytes >= block.length))
     }
 
     /// Has every block of the file cached, on the worker that the master names first for it; `each` is told of bytes as

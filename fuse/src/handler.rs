@@ -405,16 +405,16 @@ impl Filesystem for Handler {
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
-        _: OpenFlags,
+        open: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let _gate = taken!(self, reply);
         let (mount, data) = (self.mount.clone(), data.to_vec());
-        let written = data.len() as u32;
+        let (written, appends) = (data.len() as u32, open.0 & libc::O_APPEND != 0);
         self.spawn(async move {
             let mut done = match mount.handle(fh.0) {
-                Ok(handle) => mount.write(&handle, offset, &data).await,
+                Ok(handle) => mount.write(&handle, offset, &data, appends).await,
                 Err(_) => return reply.error(Errno::EBADF),
             };
             if done.is_ok() && flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {

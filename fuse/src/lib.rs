@@ -17,6 +17,7 @@ mod handover;
 mod locking;
 mod locks;
 mod mount;
+mod neighbours;
 mod nodes;
 mod opening;
 mod session;

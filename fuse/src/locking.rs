@@ -22,6 +22,11 @@ use std::time::Duration;
 const ASK: Duration = Duration::from_secs(3);
 /// Between two looks at the caller.
 const LOOK: Duration = Duration::from_millis(100);
+/// Between two tries to give back what could not be given back.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How often, and after what time, what was written is handed over again before the lock of a file that is closed is given back all the same.
+const CLOSE_TRIES: u32 = 5;
+const CLOSE_AGAIN: Duration = Duration::from_secs(1);
 /// A master that has just ended a session is asked again under a new one.
 const TRIES: u32 = 3;
 
@@ -128,16 +133,19 @@ impl Mount {
                     match self.refresh(&node).await {
                         Ok(()) => return Ok(Locked::Yes(under_way)),
                         Err(e) => {
-                            // What it had before goes on, this one with it.
-                            if !had {
+                            // What it had before goes on; of a range this one alone is given back.
+                            if !asked.owner.whole {
+                                let _ = self.fs.set_lock(file_id, &lock, true).await;
+                            } else if !had {
                                 let _ = self.locks.give_back(&self.fs, asked.owner, None).await;
+                                self.note_unlocked(file_id);
                             }
                             return Err(e);
                         }
                     }
                 }
                 Ok(Some(_)) if !waits => return Ok(Locked::InTheWay),
-                Ok(Some(_)) => {}
+                Ok(Some(_)) => ended = 0,
                 // Taken under a session that is over by now, or there is none any more by the master's own word.
                 Ok(None) => ended += 1,
                 Err(e) if e.kind() == ErrorKind::Expired && ended < TRIES => {
@@ -239,6 +247,21 @@ impl Mount {
         Ok(())
     }
 
+    /// The same for the last time: what cannot be handed over by then is lost.
+    async fn hand_over_closed(&self, file_id: u64) -> Result<()> {
+        for _ in 1..CLOSE_TRIES {
+            match self.hand_over_file(file_id).await {
+                Err(e) if e.is_retryable() => tokio::time::sleep(CLOSE_AGAIN).await,
+                _ => break,
+            }
+        }
+        let handed = self.hand_over_file(file_id).await;
+        if handed.is_err() {
+            self.lose(file_id);
+        }
+        handed
+    }
+
     /// Nothing of a file is locked here any more: it is handed over like others again.
     fn note_unlocked(&self, file_id: u64) {
         if !self.locks.is_locked(file_id) {
@@ -254,10 +277,7 @@ impl Mount {
     /// `close`: a process's locks of a file go with the first descriptor of it that it closes. What was written and cannot be handed over is lost by that.
     pub async fn closed(&self, owner: Owner) -> Result<()> {
         let Some(file_id) = self.locks.held(owner) else { return Ok(()) };
-        let handed = self.hand_over_file(file_id).await;
-        if handed.is_err() {
-            self.lose(file_id);
-        }
+        let handed = self.hand_over_closed(file_id).await;
         let _turn = self.locks.turn(owner.owner).await;
         // What could not be given back is tried on.
         let _ = self.locks.give_back(&self.fs, owner, None).await;
@@ -269,9 +289,8 @@ impl Mount {
     pub async fn released(&self, handle: u64) {
         for owner in self.locks.held_by(handle) {
             let Some(file_id) = self.locks.held(owner) else { continue };
-            if let Err(e) = self.hand_over_file(file_id).await {
+            if let Err(e) = self.hand_over_closed(file_id).await {
                 tracing::error!(error = %e, "what was written under a lock could not be handed over before it is given back: it is lost");
-                self.lose(file_id);
             }
             let _turn = self.locks.turn(owner.owner).await;
             let _ = self.locks.give_back(&self.fs, owner, Some(handle)).await;
@@ -313,15 +332,20 @@ impl Mount {
         }
         opened.cached = None;
         node.note_use(&opened);
-        let length = node.status().length;
+        let staged = opened.staged.clone();
         drop(opened);
-        self.forget_content(node.id, length);
+        if let Some(staged) = staged {
+            self.forget_content(node.id, &staged);
+        }
         Ok(())
     }
 
     /// What the namespace has of a file now. The node is told of it.
     pub async fn fresh(&self, node: &Node) -> Result<Staged> {
         let reader = self.reader_of(node).await?;
+        if reader.status().file_id != node.status().file_id {
+            return Err(err!(FileChanged, "another file has the name of the one that is open here"));
+        }
         let fresh = Staged::load(&self.config.staging_dir, &reader, u64::MAX).await?;
         node.set_status(reader.status().clone());
         Ok(fresh)
@@ -335,12 +359,7 @@ impl Mount {
                 "this file was changed by somebody else, and the lock under which it was written here is not held any more"
             ));
         }
-        let before = node.status().file_id;
-        let fresh = self.fresh(node).await?;
-        if node.status().file_id != before {
-            return Err(err!(FileChanged, "another file has the name of the one that was written here"));
-        }
-        staged.rebase(&fresh).await
+        staged.rebase(&self.fresh(node).await?).await
     }
 
     /// Whether something may be handed over: what was written under a lock only while that is held. Errors: `Expired` when it is not any more.
@@ -379,10 +398,18 @@ impl Mount {
         loop {
             tokio::time::sleep(self.locks.rest()).await;
             match tokio::time::timeout(self.locks.patience(), self.renew_locks()).await {
-                Ok(Ok(())) => self.locks.settle(&self.fs).await,
+                Ok(Ok(())) => {}
                 Ok(Err(e)) => tracing::warn!(error = %e, "the locks of this mount were not renewed; it is tried again"),
                 Err(_) => tracing::warn!("the master has not answered whether the locks of this mount are held on; it is asked again"),
             }
+        }
+    }
+
+    /// Tells the master what it could not be told, for as long as the mount lives.
+    pub async fn settle_locks(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SETTLE).await;
+            self.locks.settle(&self.fs).await;
         }
     }
 }

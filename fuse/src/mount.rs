@@ -9,6 +9,7 @@ use crate::attributes::{self, Names, Time, Version};
 use crate::device::{Agreed, Backing};
 use crate::folder::Folder;
 use crate::locks::Locks;
+use crate::neighbours::Neighbours;
 use crate::nodes::{Node, Nodes, Use};
 use crate::staged::{Attributes, Staged};
 use forebay_client::{FileReader, FileSystem};
@@ -122,6 +123,7 @@ pub struct Mount {
     /// Names under which this process keeps files that were deleted while it reads them.
     pub hiding: std::sync::Mutex<HashSet<AbsPath>>,
     pub locks: Locks,
+    pub neighbours: Arc<Neighbours>,
     /// How often the mount was on its way to other hands.
     pub hands: AtomicU64,
     under_way: Arc<()>,
@@ -148,6 +150,7 @@ impl Mount {
             next_handle: AtomicU64::new(1),
             hiding: std::sync::Mutex::default(),
             locks: Locks::default(),
+            neighbours: Arc::default(),
             hands: AtomicU64::new(0),
             under_way: Arc::default(),
         }
@@ -404,8 +407,10 @@ impl Mount {
         let mut folder = folder.lock().await;
         if place == 0 {
             folder.rewind();
+            self.neighbours.begun(*path_of);
         }
         let mut at = place;
+        let mut files = Vec::new();
         while let Some(status) = folder.entry(&self.fs, &path, at).await? {
             at += 1;
             let entry = AbsPath::parse(&status.path)?;
@@ -413,7 +418,11 @@ impl Mount {
             if take(at, name, &status) {
                 break;
             }
+            if !status.folder && status.kind == 0 && self.config.prefetch_files > 0 {
+                files.push((name.to_vec(), status.length));
+            }
         }
+        self.neighbours.listed(*path_of, files.iter().map(|(name, length)| (name.as_slice(), *length)));
         Ok(())
     }
 }

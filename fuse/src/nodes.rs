@@ -296,6 +296,11 @@ impl Nodes {
         })
     }
 
+    /// The folder that a node is in, by the name that it is known to be there under.
+    pub fn folder_of(&self, id: u64) -> Option<u64> {
+        lock(&self.inner).places.get(&id)?.names.first().map(|(folder, _)| *folder)
+    }
+
     /// Where a name below a node is.
     pub fn path_below(&self, parent: u64, name: &[u8]) -> Result<AbsPath> {
         self.path(parent)?.join(name)

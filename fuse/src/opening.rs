@@ -8,7 +8,7 @@ use crate::mount::{CONFLICTS, HANDLES, Handle, How, Mount, New, OPENS, PASSTHROU
 use crate::nodes::{Node, Opened, ROOT, Use};
 use crate::staged::{self, Attributes, Staged};
 use forebay_client::{CreateOptions, FileReader};
-use forebay_common::{Error, ErrorKind, Result, err};
+use forebay_common::{AbsPath, Error, ErrorKind, Result, err};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -114,6 +114,11 @@ impl Mount {
             return self.open_staged(&node, &mut opened, writes, cuts).await;
         }
         let reader = self.reader_here(&node).await?;
+        if self.config.prefetch_files > 0
+            && let (Some(folder), Ok(path)) = (self.nodes.folder_of(id), AbsPath::parse(&reader.status().path))
+        {
+            self.neighbours.read(&self.fs, folder, &path, self.config.prefetch_files);
+        }
         let version = Version::of(reader.status());
         let reading = opened.readers > 0 || opened.backing.is_some();
         if (reading && version != opened.version) || (!reading && version.file_id != node.status().file_id) {
@@ -153,19 +158,32 @@ impl Mount {
         self.forget(id, -1);
     }
 
-    /// Nor is what it has of its bytes, of which there are `length` now: who appends does so behind them, without asking.
-    pub fn forget_content(&self, id: u64, length: u64) {
-        tokio::task::block_in_place(|| {
-            self.forget(id, 0);
-            let Some(last) = length.checked_sub(1) else { return };
-            let byte = self.nodes.get(id).ok().and_then(|node| node.staged()).and_then(|staged| staged.read(last, 1).ok());
-            // The kernel knows no other way to be told of a length than by a byte of the page cache.
-            if let (Some(byte), Some(notifier)) = (byte, &*self.notifier.read().unwrap_or_else(|e| e.into_inner()))
-                && let Err(e) = notifier.store(fuser::INodeNo(id), last, &byte)
-            {
-                tracing::debug!(error = %e, "the kernel is not told of a file's length");
+    /// Nor is what it has of its bytes; of `staged` it is told how long it is: who appends does so behind them, without asking. `opened` is not locked: the kernel may want something of
+    /// this process first.
+    pub fn forget_content(&self, id: u64, staged: &Staged) {
+        let told = self.content_of(id, staged);
+        tokio::task::block_in_place(told);
+    }
+
+    /// The same with `opened` locked: not waited for.
+    pub fn forget_content_later(&self, id: u64, staged: &Staged) {
+        tokio::task::spawn_blocking(self.content_of(id, staged));
+    }
+
+    fn content_of(&self, id: u64, staged: &Staged) -> impl FnOnce() + Send + 'static {
+        let notifier = self.notifier.read().unwrap_or_else(|e| e.into_inner()).clone();
+        let last = staged.length().checked_sub(1).and_then(|at| Some((at, staged.read(at, 1).ok()?)));
+        move || {
+            let Some(notifier) = notifier else { return };
+            let told = notifier.inval_inode(fuser::INodeNo(id), 0, 0).and_then(|()| match last {
+                // The kernel knows no other way to be told of a length than by a byte of the page cache.
+                Some((at, byte)) => notifier.store(fuser::INodeNo(id), at, &byte),
+                None => Ok(()),
+            });
+            if let Err(e) = told {
+                tracing::debug!(error = %e, "the kernel keeps what it knows of a file");
             }
-        });
+        }
     }
 
     fn forget(&self, id: u64, from: i64) {
@@ -209,7 +227,7 @@ impl Mount {
             self.nodes.detach(node);
             return Err(look_again());
         }
-        let gone = node.is_gone();
+        let (gone, mut newer) = (node.is_gone(), false);
         let (staged, keep) = match &opened.staged {
             Some(staged) => {
                 // A copy that was not written to: what the namespace has may be newer.
@@ -223,12 +241,13 @@ impl Mount {
                         return Err(look_again());
                     }
                     // Those who have it open to write it see what there is as well.
-                    if there != Some(version) {
+                    newer = there != Some(version);
+                    if newer {
                         staged.rebase(&self.fresh(node).await?).await?;
-                        self.forget_content(node.id, staged.length());
+                        self.forget_content_later(node.id, staged);
                     }
                 }
-                (staged.clone(), true)
+                (staged.clone(), !newer)
             }
             None => {
                 let reader = self.reader_here(node).await?;
@@ -290,10 +309,17 @@ impl Mount {
         }
     }
 
-    pub async fn write(&self, handle: &Handle, offset: u64, bytes: &[u8]) -> Result<()> {
+    /// `appends`: behind the end, which the kernel may take for further on than it is.
+    pub async fn write(&self, handle: &Handle, offset: u64, bytes: &[u8], appends: bool) -> Result<()> {
         match handle {
-            Handle::Writes { staged, .. } => {
-                staged.write(offset, bytes).await?;
+            Handle::Writes { node, staged, .. } => {
+                let end = staged.length();
+                if appends && offset > end {
+                    staged.write(end, bytes).await?;
+                    self.forget_content_later(node.id, staged);
+                } else {
+                    staged.write(offset, bytes).await?;
+                }
                 WRITTEN_BYTES.inc_by(bytes.len() as u64);
                 Ok(())
             }
@@ -323,7 +349,7 @@ impl Mount {
                         node.set_status(status);
                     }
                     if again > 0 {
-                        self.forget_content(node.id, staged.length());
+                        self.forget_content_later(node.id, staged);
                     }
                     break;
                 }

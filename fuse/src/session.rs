@@ -215,7 +215,7 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, tel
             (mount, serving)
         }
     };
-    let locks = tokio::spawn(mount.clone().keep_locks());
+    let locks = [tokio::spawn(mount.clone().keep_locks()), tokio::spawn(mount.clone().settle_locks())];
     // Without it the mount is as good, but cannot be taken over.
     let listener = handover::listen(&control)
         .and_then(|listener| tokio::net::UnixListener::from_std(listener).map_err(|e| Error::io("the socket for --take-over", &e)));
@@ -269,7 +269,7 @@ pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, tel
     // The last releases come after the mount is gone; a connection that was cut leaves what is here.
     mount.settle(LAST_REQUESTS).await;
     staged::LOST.inc_by(mount.hand_over_all().await as u64);
-    locks.abort();
+    locks.iter().for_each(tokio::task::JoinHandle::abort);
     mount.locks.end(&fs).await;
     if let Err(e) = fs.flush().await {
         tracing::debug!(error = %e, "the last counters were not told");

@@ -13,7 +13,6 @@ use forebay_proto::{FileStatus, SetAttributesRequest};
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use std::fs::File;
-use std::io::Seek;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -147,7 +146,8 @@ impl Staged {
         Staged {
             file,
             length: AtomicU64::new(saved.length),
-            dirty: AtomicBool::new(false),
+            // What is lost is not clean.
+            dirty: AtomicBool::new(saved.lost),
             complete: AtomicBool::new(saved.complete),
             lost: AtomicBool::new(saved.lost),
             locked: AtomicBool::new(saved.locked),
@@ -255,7 +255,7 @@ impl Staged {
     /// Is based on another content from now on: becomes that, with what was written here laid over it.
     pub async fn rebase(&self, fresh: &Staged) -> Result<()> {
         let inner = self.inner.lock().await;
-        let Some(written) = inner.written.ranges() else {
+        let Some(written) = inner.written.ranges()? else {
             *self.version_lock() = fresh.base();
             return Ok(());
         };
@@ -271,10 +271,16 @@ impl Staged {
                     at += some as u64;
                 }
             }
-            let (mut from, mut to) = (&fresh.file, &self.file);
-            from.rewind()?;
-            to.rewind()?;
-            std::io::copy(&mut from, &mut to)?;
+            // By offsets: the files' own places are `seek`'s.
+            let mut at = 0;
+            loop {
+                let some = fresh.file.read_at(&mut piece, at)?;
+                if some == 0 {
+                    break;
+                }
+                self.file.write_all_at(&piece[..some], at)?;
+                at += some as u64;
+            }
             self.file.set_len(length)
         })?;
         self.length.store(length, Ordering::SeqCst);
@@ -312,7 +318,11 @@ impl Staged {
             give_up(&mut inner).await;
         }
         blocking(|| self.file.set_len(length))?;
-        inner.written.add_all();
+        let before = self.length();
+        match length < before {
+            true => inner.written.add_all(),
+            false => inner.written.add(before..length),
+        }
         self.length.store(length, Ordering::SeqCst);
         Ok(())
     }
@@ -330,10 +340,14 @@ impl Staged {
         tokio::task::block_in_place(|| fallocate(&self.file, flags, signed(offset), signed(length)))?;
         let before = self.length();
         let after = self.file.metadata().map_err(|_| nix::errno::Errno::EIO)?.len();
-        let in_place = FallocateFlags::FALLOC_FL_KEEP_SIZE | FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_ZERO_RANGE;
-        match in_place.contains(flags) {
-            true => inner.written.add(offset.min(before)..offset.saturating_add(length).min(after)),
-            false => inner.written.add_all(),
+        let zeroes = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_ZERO_RANGE;
+        if (zeroes | FallocateFlags::FALLOC_FL_KEEP_SIZE).contains(flags) {
+            if flags.intersects(zeroes) {
+                inner.written.add(offset.min(before)..offset.saturating_add(length).min(after));
+            }
+            inner.written.add(before..after);
+        } else {
+            inner.written.add_all();
         }
         self.length.store(after, Ordering::SeqCst);
         Ok(())

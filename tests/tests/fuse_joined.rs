@@ -77,3 +77,35 @@ async fn what_is_opened_often_is_read_in_one_piece() {
     joined().await;
     assert!(fs::read(mount.path("f")).unwrap() == others);
 }
+
+/// (S-33) A folder that is read through, file by file in order, is fetched ahead; one that is read at random is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn neighbours_are_fetched_ahead() {
+    if !is_here("neighbours_are_fetched_ahead") {
+        return;
+    }
+    let cluster = Cluster::start(1, &[]).await;
+    let folder = cluster.mount_folder("/m", &[]).await;
+    for dir in ["in-order", "at-random"] {
+        fs::create_dir(folder.join(dir)).unwrap();
+        for i in 0..60u64 {
+            fs::write(folder.join(format!("{dir}/f{i:02}")), pattern(i, 0, 30_000 + i as usize)).unwrap();
+        }
+    }
+    let mount = Mount::start(&cluster, "mnt", &["--path", "/m"]);
+    let fetched = || mount.metric("forebay_fuse_neighbours_fetched_total");
+    let read =
+        |dir: &str, i: u64| assert!(fs::read(mount.path(&format!("{dir}/f{i:02}"))).unwrap() == pattern(i, 0, 30_000 + i as usize), "{dir} {i}");
+    assert_eq!(fs::read_dir(mount.path("at-random")).unwrap().count(), 60);
+    (0..60).for_each(|i| read("at-random", i * 37 % 60));
+    assert_eq!(fetched(), 0);
+    assert_eq!(fs::read_dir(mount.path("in-order")).unwrap().count(), 60);
+    (0..4).for_each(|i| read("in-order", i));
+    eventually("the next ones are cached", 20, async || fetched() >= 8).await;
+    (4..60).for_each(|i| read("in-order", i));
+    // Read through again: everything is cached, and hardly anything is asked for.
+    let before = fetched();
+    assert_eq!(fs::read_dir(mount.path("in-order")).unwrap().count(), 60);
+    (0..60).for_each(|i| read("in-order", i));
+    assert_eq!(fetched(), before);
+}

@@ -266,6 +266,9 @@ async fn what_is_written_under_a_lock() {
     let third = open(&b);
     assert_eq!((set_own(&one, libc::F_WRLCK, 100_000, 10), set_own(&third, libc::F_WRLCK, 90_000, 10)), (0, 0));
     one.write_all_at(b"0123456789", 100_000).unwrap();
+    // Neither of these says that all of it was written here.
+    one.set_len(100_010).unwrap();
+    nix::fcntl::fallocate(&one, nix::fcntl::FallocateFlags::empty(), 0, 100_010).unwrap();
     third.write_all_at(b"9876543210", 90_000).unwrap();
     drop((one, third));
     eventually("given back", 10, async || two.locked() == 0).await;
@@ -301,6 +304,16 @@ async fn what_is_written_under_a_lock() {
         let found = fs::read_to_string(at).unwrap_or_else(|e| e.to_string());
         let differs = found.lines().zip(expected.lines()).position(|(found, expected)| found != expected);
         assert!(found == expected, "{} bytes instead of {}, from line {differs:?} on", found.len(), expected.len());
+    }
+
+    // One of them is cut by its holder: the other one appends behind what is left.
+    assert_eq!(flock(&logs[0], libc::LOCK_EX), 0);
+    logs[0].set_len(10).unwrap();
+    assert_eq!((flock(&logs[0], libc::LOCK_UN), flock(&logs[1], libc::LOCK_EX)), (0, 0));
+    (&logs[1]).write_all(b" and on").unwrap();
+    assert_eq!(flock(&logs[1], libc::LOCK_UN), 0);
+    for at in [&a, &b] {
+        assert_eq!(fs::read_to_string(at).unwrap(), format!("{} and on", &expected[..10]));
     }
 
     // Locked by a descriptor for reading, written by another.

@@ -27,6 +27,7 @@ pub struct LocalBlock {
     how: How,
     verified: Vec<AtomicU64>,
     full: std::sync::atomic::AtomicBool,
+    verifying: std::sync::atomic::AtomicBool,
     grant_id: u64,
     connection: Arc<Connection>,
 }
@@ -111,7 +112,7 @@ impl LocalBlock {
             How::Read(RwLock::new(Known::read(&header, head).map_err(at("reading a granted header"))?))
         };
         let verified = (0..header.chunks().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(LocalBlock { header, data, how, verified, full: false.into(), grant_id, connection })
+        Ok(LocalBlock { header, data, how, verified, full: false.into(), verifying: false.into(), grant_id, connection })
     }
 
     #[allow(unsafe_code, reason = "a word of a mapping that another process sets bits in is read as an atomic")]
@@ -176,6 +177,16 @@ impl LocalBlock {
             self.verify_chunk(chunk)?;
         }
         Ok(())
+    }
+
+    /// Compares all of it, unless somebody does so already: `false`. Errors: `Corrupt`.
+    pub fn verify_once(&self) -> Result<bool> {
+        if self.verifying.swap(true, Ordering::AcqRel) {
+            return Ok(false);
+        }
+        let done = self.verify(0..self.header.length_bytes);
+        self.verifying.store(false, Ordering::Release);
+        done.map(|()| true)
     }
 
     fn verify_chunk(&self, chunk: usize) -> Result<()> {

@@ -28,6 +28,8 @@ pub struct FuseConfig {
     pub hard: bool,
     /// Locks of files (flock, fcntl) hold between all mounts; else among the programs of each.
     pub shared_locks: bool,
+    /// Files fetched ahead in a folder whose files are opened in their order; 0: none.
+    pub prefetch_files: usize,
 }
 
 impl Default for FuseConfig {
@@ -43,12 +45,16 @@ impl Default for FuseConfig {
             allow_other: true,
             hard: false,
             shared_locks: true,
+            prefetch_files: 16,
         }
     }
 }
 
 impl FuseConfig {
     pub(super) fn check(&self) -> Result<()> {
+        if self.prefetch_files > 1_024 {
+            return Err(err!(InvalidArgument, "fuse.prefetch_files = {}: must be at most 1024", self.prefetch_files));
+        }
         if !(1..=64).contains(&self.threads) {
             return Err(err!(InvalidArgument, "fuse.threads = {}: must be between 1 and 64", self.threads));
         }
@@ -71,11 +77,12 @@ impl FuseConfig {
             "control_dir" => self.control_dir = value.into(),
             "allow_other" => self.allow_other = parsed(name, value)?,
             "hard" => self.hard = parsed(name, value)?,
+            "prefetch_files" => self.prefetch_files = parsed(name, value)?,
             "shared_locks" => self.shared_locks = parsed(name, value)?,
             _ => {
                 return Err(err!(
                     InvalidArgument,
-                    "-o {name} is no option of a Forebay mount: there are ro, allow_other, attr_ttl_ms, entry_ttl_ms, threads, passthrough, read_ahead_kb, staging_dir, control_dir, hard, shared_locks"
+                    "-o {name} is no option of a Forebay mount: there are ro, allow_other, attr_ttl_ms, entry_ttl_ms, threads, passthrough, read_ahead_kb, staging_dir, control_dir, hard, shared_locks, prefetch_files"
                 ));
             }
         }

@@ -8,9 +8,10 @@
 use super::{BlockFile, BlockStore, Header, lock};
 use bytes::BytesMut;
 use forebay_common::block_header::flags_of;
+use forebay_common::limits::{BLOCK_SIZE_RANGE_BYTES, CHUNK_SIZE_BYTES};
 use forebay_common::token::Claims;
-use forebay_common::{BlockId, InodeId, Result, counter, err};
-use std::collections::HashMap;
+use forebay_common::{BlockId, InodeId, Result, checksum, counter, err};
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,6 +26,8 @@ const JOINED_BIT: u64 = 1 << 63;
 const PAGE_BYTES: u64 = 4 << 20;
 /// The part of its folder's quota that one joined file may have.
 const SHARE: u64 = 4;
+/// And that all of them may have.
+const ALL_SHARE: u64 = 2;
 /// How long it is remembered that a file was asked for.
 const ASKED_FOR: Duration = Duration::from_secs(600);
 /// Files of which that is remembered, and blocks of which it is known that they are part of a joined file.
@@ -38,7 +41,8 @@ pub fn is_joined(id: BlockId) -> bool {
 #[derive(Default)]
 pub struct Joins {
     key: RandomState,
-    asked: Mutex<HashMap<BlockId, (Instant, u32)>>,
+    /// Since when, and how often; `None`: it could not be joined then.
+    asked: Mutex<HashMap<BlockId, (Instant, Option<u32>)>>,
     parts: Mutex<HashMap<BlockId, BlockId>>,
     /// One at a time.
     at_work: AtomicBool,
@@ -67,12 +71,17 @@ impl Joins {
                 asked.clear();
             }
         }
-        let entry = asked.entry(id).or_insert((Instant::now(), 0));
+        let entry = asked.entry(id).or_insert((Instant::now(), Some(0)));
         if entry.0.elapsed() > ASKED_FOR {
-            *entry = (Instant::now(), 0);
+            *entry = (Instant::now(), Some(0));
         }
-        entry.1 += 1;
-        entry.1
+        entry.1 = entry.1.map(|count| count + 1);
+        entry.1.unwrap_or(0)
+    }
+
+    /// It could not be joined: not tried again for a while.
+    fn fail(&self, id: BlockId) {
+        lock(&self.asked).insert(id, (Instant::now(), None));
     }
 
     /// The joined file that a block is part of; asked once.
@@ -81,11 +90,27 @@ impl Joins {
     }
 }
 
+/// Bytes of a block as they are read now, each chunk compared with the checksum that it was stored with. Errors: `Corrupt`.
+fn copy_verified(from: &BlockFile, at: u64, length: usize, out: &mut BytesMut) -> Result<()> {
+    const CHUNK: u64 = CHUNK_SIZE_BYTES as u64;
+    let begins = at / CHUNK * CHUNK;
+    let end = (at + length as u64).next_multiple_of(CHUNK).min(from.header.length_bytes);
+    let bytes = from.bytes(begins, (end - begins) as usize)?;
+    for (i, chunk) in bytes.chunks(CHUNK_SIZE_BYTES).enumerate() {
+        let number = (begins / CHUNK) as usize + i;
+        if checksum::crc32c(chunk) != from.chunk_crc(number) {
+            return Err(err!(Corrupt, "block {} chunk {number} is not what was stored", from.header.block));
+        }
+    }
+    out.extend_from_slice(&bytes[(at - begins) as usize..][..length]);
+    Ok(())
+}
+
 impl BlockStore {
     /// The joined form of the file that a token is for, whole. Where there is none, it may be made for whoever asks later.
     pub fn joined(self: &Arc<Self>, claims: &Claims, join_after: u32) -> Option<Arc<BlockFile>> {
         let count: u64 = claims.blocks.iter().map(|run| run.count).sum();
-        if count < 2 || join_after == 0 {
+        if count < 2 || join_after == 0 || claims.length_bytes > *BLOCK_SIZE_RANGE_BYTES.end() {
             return None;
         }
         let id = self.joins.id(claims);
@@ -109,6 +134,7 @@ impl BlockStore {
                     }
                     Err(e) => {
                         FAILED.inc();
+                        store.joins.fail(id);
                         store.remove(id);
                         tracing::debug!(file = claims.file_id, error = %e, "a file is not joined");
                     }
@@ -130,8 +156,16 @@ impl BlockStore {
             return Err(err!(Corrupt, "blocks of {length} bytes are not a file of {}", claims.length_bytes));
         }
         let first = self.index.get(parts[0]).ok_or_else(|| err!(NotFound, "block {} is gone", parts[0]))?;
-        if length > first.dir.quota_bytes() / SHARE {
-            return Err(err!(NoSpace, "a joined file of {length} bytes is too large for {}", first.dir.path().display()));
+        let quota = first.share().map_or(u64::MAX, |share| share.quota_bytes()).min(first.dir.quota_bytes());
+        let all: HashSet<BlockId> = lock(&self.joins.parts).values().copied().collect();
+        let joined: u64 = all
+            .iter()
+            .filter_map(|id| self.index.get(*id))
+            .filter(|block| Arc::ptr_eq(&block.dir, &first.dir))
+            .map(|block| block.charged_bytes())
+            .sum();
+        if length > quota / SHARE || joined + length > quota / ALL_SHARE {
+            return Err(err!(NoSpace, "a joined file of {length} bytes, with {joined} of others, is too much for {}", first.dir.path().display()));
         }
         let header = Header {
             block: id,
@@ -165,8 +199,7 @@ impl BlockStore {
                     }
                 };
                 let take = (wanted - bytes.len()).min(usize::try_from(from.header.length_bytes - at).unwrap_or(usize::MAX));
-                from.verify_range(at, take)?;
-                bytes.extend_from_slice(&from.bytes(at, take)?);
+                copy_verified(&from, at, take, &mut bytes)?;
                 part = Some((from, at + take as u64));
             }
             self.fill_page(&file, page, &bytes)?;

@@ -449,10 +449,10 @@ impl BlockStore {
 
     /// The same, unless it was held a moment ago: the order may be older than that. The next report has the master look again.
     pub fn remove_by_order(&self, id: BlockId) -> bool {
-        let Some(block) = self.find(id) else { return false };
         if let Some(joined) = self.joins.take_part(id) {
             self.remove(joined);
         }
+        let Some(block) = self.find(id) else { return false };
         if !self.remove_if(&block, |block| !block.is_held()) {
             self.note_changed(id);
         }
@@ -486,6 +486,9 @@ impl BlockStore {
     }
 
     fn quarantine_this(&self, block: &Arc<Block>) {
+        if let Some(joined) = self.joins.take_part(block.header.block) {
+            self.remove(joined);
+        }
         if !block.is_only_copy() && self.remove_this(block) {
             QUARANTINED.inc();
             self.counters_of(&block.dir).quarantined.inc();
