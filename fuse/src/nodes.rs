@@ -61,13 +61,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+/// A status to be kept: its bytes are slices of the whole answer that they came in, 8 KiB of memory for each node otherwise.
+fn own(status: FileStatus) -> FileStatus {
+    let (path, target) = (bytes::Bytes::copy_from_slice(&status.path), bytes::Bytes::copy_from_slice(&status.target));
+    FileStatus { path, target, ..status }
+}
+
 impl Node {
     fn new(id: u64, status: &FileStatus) -> Arc<Node> {
         NODES.inc();
         Arc::new(Node {
             id,
             folder: status.folder,
-            status: Mutex::new(status.clone()),
+            status: Mutex::new(own(status.clone())),
             opened: tokio::sync::Mutex::default(),
             in_use: Mutex::default(),
             gone: AtomicBool::new(false),
@@ -87,7 +93,7 @@ impl Node {
     }
 
     pub fn set_status(&self, status: FileStatus) {
-        *lock(&self.status) = status;
+        *lock(&self.status) = own(status);
     }
 
     pub fn in_use(&self) -> Use {
