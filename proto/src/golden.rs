@@ -1,7 +1,7 @@
 //! Golden tests of the records on disk: a change of a field number or type shows here, before it shows in somebody's data.
 //! A format may grow; what is written here must be read for ever.
 
-use crate::{AclEntry, Job, JobFailure, Setting, XAttr, journal, store};
+use crate::{AclEntry, FileLock, Job, JobFailure, Setting, XAttr, journal, store};
 use prost::Message;
 
 fn hex(message: &impl Message) -> String {
@@ -280,6 +280,17 @@ fn records_of_the_store() {
     check(&entry, "0801100218032a00");
     check(&store::Applied { term: 1, node_id: 2, index: 3, membership: b("m"), changes: 4 }, "0801100218032a016d3004");
     check(&store::ClientReplies { touched: 1, forgotten_below: 2 }, "08011002");
+}
+
+#[test]
+fn locks() {
+    let lock = FileLock { session_id: 2, owner: 3, whole: true, start: 4, end: 5, exclusive: true, process: 6 };
+    check(&journal::SetLock { file_id: 1, lock: Some(lock), unlock: true }, "0801120e08021003180120042805300138061801");
+    check(&journal::HoldLocks { session_id: 1, ttl_ms: 2, holder: "h".into(), begin: true }, "080110021a01682001");
+    check(&journal::EndLocks { session_id: 1, expired_only: true }, "08011001");
+    check(&store::FileLocks { locks: vec![lock] }, "0a0e0802100318012004280530013806");
+    let session = store::LockSession { id: 1, expires_at_ms: 2, ttl_ms: 3, principal: "p".into(), holder: "h".into(), files: 4, ending: true };
+    check(&session, "0801100218032201702a016830043801");
 }
 
 const COMMANDS: &str = "\
