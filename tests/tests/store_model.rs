@@ -10,6 +10,7 @@ use forebay_tests::{pattern, rng};
 use forebay_worker::store::{BlockFile, BlockStore, paths};
 use rand::Rng;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -227,7 +228,8 @@ impl Model {
         self.pinned.clear();
         let files = self.files();
         for _ in 0..self.rng.random_range(0..4) {
-            let path = &files[self.rng.random_range(0..files.len())];
+            // Before anything was stored there is nothing to be damaged.
+            let Some(path) = files.choose(&mut self.rng) else { break };
             let Ok(file) = File::options().read(true).write(true).open(path) else { continue };
             let bit = self.rng.random_range(0..file.metadata().unwrap().len().max(1) * 8);
             let mut byte = [0];
