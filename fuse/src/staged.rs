@@ -10,6 +10,7 @@ use crate::extents::Extents;
 use forebay_client::{CreateOptions, FileSystem, FileWriter};
 use forebay_common::{AbsPath, Error, Result, counter, err};
 use forebay_proto::{FileStatus, SetAttributesRequest};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use std::fs::File;
@@ -271,6 +272,12 @@ impl Staged {
                     at += some as u64;
                 }
             }
+            // All of the room first: half of one content and half of another would be neither.
+            let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, signed(length)) {
+                Err(e) if length > 0 && e != nix::errno::Errno::EOPNOTSUPP => return Err(e.into()),
+                _ => {}
+            }
             // By offsets: the files' own places are `seek`'s.
             let mut at = 0;
             loop {
@@ -329,7 +336,6 @@ impl Staged {
 
     /// `fallocate(2)`, on the local file.
     pub async fn allocate(&self, mode: i32, offset: u64, length: u64) -> nix::Result<()> {
-        use nix::fcntl::{FallocateFlags, fallocate};
         let mut inner = self.inner.lock().await;
         self.change();
         let flags = FallocateFlags::from_bits_retain(mode);

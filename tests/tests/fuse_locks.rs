@@ -341,6 +341,31 @@ async fn what_is_written_under_a_lock() {
     drop(waiting.stdin.take());
     assert!(waiting.wait().unwrap().success());
 
+    // No room for the newer content in the staging folder: no lock, and what is open is what it was; with room again it is taken.
+    let [a, b] = two.both("room");
+    let staging = two.cluster.dir.path().join("small");
+    fs::create_dir(&staging).unwrap();
+    nix::mount::mount(Some("tmpfs"), &staging, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=1m")).unwrap();
+    fs::write(&a, vec![b'1'; 300_000]).unwrap();
+    {
+        let option = format!("staging_dir={}", staging.display());
+        let third = Mount::start(&two.cluster, "three", &["--path", "/m", "-o", &option]);
+        let small = open(&third.path("room"));
+        let mut theirs = open(&b);
+        assert_eq!(flock(&theirs, libc::LOCK_EX), 0);
+        theirs.write_all(&vec![b'2'; 600_000]).unwrap();
+        assert_eq!(flock(&theirs, libc::LOCK_UN), 0);
+        assert_eq!(flock(&small, libc::LOCK_EX | libc::LOCK_NB), libc::ENOSPC);
+        let mut bytes = Vec::new();
+        (&small).read_to_end(&mut bytes).unwrap();
+        assert!(bytes == vec![b'1'; 300_000], "{} bytes", bytes.len());
+        assert_eq!((flock(&theirs, libc::LOCK_EX | libc::LOCK_NB), flock(&theirs, libc::LOCK_UN)), (0, 0), "nobody has it");
+        nix::mount::mount(None::<&str>, &staging, None::<&str>, nix::mount::MsFlags::MS_REMOUNT, Some("size=16m")).unwrap();
+        assert_eq!(flock(&small, libc::LOCK_EX | libc::LOCK_NB), 0);
+        assert!(fs::read(third.path("room")).unwrap() == vec![b'2'; 600_000]);
+    }
+    nix::mount::umount2(&staging, nix::mount::MntFlags::MNT_DETACH).unwrap();
+
     // Two readers that both want to write: neither waits for the other's reading for ever.
     let [a, b] = two.both("upgrade");
     fs::write(&a, b"").unwrap();

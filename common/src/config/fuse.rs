@@ -20,7 +20,7 @@ pub struct FuseConfig {
     pub read_ahead_kb: u64,
     /// Where files that are being written are kept until they are handed over.
     pub staging_dir: PathBuf,
-    /// Where the process of a mount listens for one that takes it over; empty: `staging_dir`.
+    /// Where the process of a mount listens for one that takes it over; empty: /run/forebay-mount for root, else `staging_dir`.
     pub control_dir: PathBuf,
     /// Other users than the one who mounts may use it.
     pub allow_other: bool,
