@@ -222,7 +222,15 @@ impl Staged {
 
     pub fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>> {
         let mut out = vec![0; length.min(usize::try_from(self.length().saturating_sub(offset)).unwrap_or(usize::MAX))];
-        blocking(|| self.file.read_exact_at(&mut out, offset))?;
+        let mut read = 0;
+        // Cut by somebody else meanwhile, it is shorter than it was.
+        while read < out.len() {
+            match blocking(|| self.file.read_at(&mut out[read..], offset + read as u64))? {
+                0 => break,
+                some => read += some,
+            }
+        }
+        out.truncate(read);
         Ok(out)
     }
 

@@ -1,7 +1,7 @@
-//! Block ids: drawn in runs, never twice; the family `Block` says whose each run is.
+//! Block ids: drawn in runs, never twice; the family `Block` says whose each run is, a run that crosses a multiple of `RUN_SPAN` in several records.
 
 use super::context::Context;
-use crate::store::{Cf, id_key};
+use crate::store::{Cf, id_key, run_floor, run_record, spans};
 use forebay_common::{InodeId, Result, err};
 use forebay_proto::store::Inode;
 
@@ -32,9 +32,9 @@ pub fn append_run(inode: &mut Inode, first: u64, count: u64) {
 
 /// Writes down whose the ids are.
 pub fn put_run(c: &mut Context<'_, '_>, first: u64, count: u64, owner: InodeId) {
-    let mut value = count.to_be_bytes().to_vec();
-    value.extend_from_slice(&owner.get().to_be_bytes());
-    c.txn.put_raw(Cf::Block, &id_key(first), value);
+    for (first, count) in spans(first, count) {
+        c.txn.put_raw(Cf::Block, &id_key(first), run_record(count, owner));
+    }
 }
 
 /// Gives up all blocks of a file: workers are told to drop them.
@@ -48,7 +48,7 @@ pub fn free_all(c: &mut Context<'_, '_>, inode: &mut Inode) {
 pub fn free_last(c: &mut Context<'_, '_>, owner: InodeId, first: u64, left: u64) {
     use crate::store::Reader;
     let last = first + left;
-    let record = c.txn.at_or_below(Cf::Block, &id_key(last)).ok().flatten();
+    let record = c.txn.at_or_below(Cf::Block, &id_key(last), &id_key(run_floor(last))).ok().flatten();
     let start = record.and_then(|(key, _)| key.try_into().ok()).map_or(last, u64::from_be_bytes);
     c.txn.delete_id(Cf::Block, start);
     if start < last {

@@ -7,7 +7,7 @@ pub enum Cf {
     Dentry,
     /// inode id -> `store::Link`.
     Link,
-    /// first block id of a run -> count (u64), inode id (u64).
+    /// first block id of a run -> count (u64), inode id (u64); no run crosses a multiple of `RUN_SPAN`.
     Block,
     /// mount id -> `store::Mount`.
     Mount,
@@ -37,7 +37,7 @@ pub enum Cf {
     LockedFile,
     /// job id -> `Job`.
     Job,
-    /// `store::Counters` and `store::Applied`.
+    /// `store::Counters` and `store::Applied`, and that runs were split.
     Meta,
 }
 
@@ -63,6 +63,11 @@ impl Cf {
         Cf::Job,
         Cf::Meta,
     ];
+
+    /// Whose records come and go while others look at all that are there.
+    pub const fn is_passing(self) -> bool {
+        matches!(self, Cf::Lease | Cf::Pending | Cf::Persist | Cf::Ttl | Cf::Lock | Cf::LockSession | Cf::LockedFile)
+    }
 
     /// The name on disk.
     pub const fn name(self) -> &'static str {

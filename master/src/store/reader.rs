@@ -15,8 +15,8 @@ pub trait Reader {
     /// At most `limit` pairs with keys of this prefix, strictly after `after` when given, in order.
     fn scan(&self, cf: Cf, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>>;
 
-    /// The pair with the greatest key not above `key`.
-    fn at_or_below(&self, cf: Cf, key: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>>;
+    /// The pair with the greatest key not above `key` and not below `floor`. What was deleted in between is walked over.
+    fn at_or_below(&self, cf: Cf, key: &[u8], floor: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>>;
 
     /// A decoded record.
     fn record<M: Message + Default>(&self, cf: Cf, key: &[u8]) -> Result<Option<M>> {
@@ -83,7 +83,7 @@ pub trait Reader {
 
     /// The file that owns a block.
     fn block_owner(&self, block: BlockId) -> Result<Option<InodeId>> {
-        let Some((key, raw)) = self.at_or_below(Cf::Block, &id_key(block.get()))? else { return Ok(None) };
+        let Some((key, raw)) = self.at_or_below(Cf::Block, &id_key(block.get()), &id_key(run_floor(block.get())))? else { return Ok(None) };
         let (Ok(first), Some((count, owner))) = (key.try_into().map(u64::from_be_bytes), parse_run(&raw)) else {
             return Err(err!(Corrupt, "block run of block {block} does not decode"));
         };
@@ -191,6 +191,36 @@ pub trait Reader {
     }
 }
 
+/// Ids that one run record may speak of: those with the same number of this many. Whose a block is, is then known after a look at no more keys than these, however many
+/// blocks below it are gone: a deleted key is walked over like one that is there, until RocksDB has flushed and compacted it.
+pub const RUN_SPAN: u64 = 64;
+
+/// The first id of a block's span.
+pub fn run_floor(id: u64) -> u64 {
+    id - id % RUN_SPAN
+}
+
+/// Ids `first..first + count` by span: the first of each part, and how many it has.
+pub fn spans(first: u64, count: u64) -> impl Iterator<Item = (u64, u64)> {
+    let (mut at, end) = (first, first.saturating_add(count));
+    std::iter::from_fn(move || {
+        let part = (at, end.min(run_floor(at).saturating_add(RUN_SPAN)) - at);
+        at += part.1;
+        (part.1 > 0).then_some(part)
+    })
+}
+
+pub(super) fn not_below(floor: &[u8]) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_lower_bound(floor);
+    options
+}
+
+/// A run record.
+pub fn run_record(count: u64, owner: InodeId) -> Vec<u8> {
+    [count.to_be_bytes(), owner.get().to_be_bytes()].concat()
+}
+
 /// Count and owner of a run record.
 pub fn parse_run(raw: &[u8]) -> Option<(u64, u64)> {
     let (count, rest) = raw.split_first_chunk::<8>()?;
@@ -226,8 +256,8 @@ impl Reader for View<'_> {
         collect(iterator, prefix, after, limit).map_err(rocks("scanning"))
     }
 
-    fn at_or_below(&self, cf: Cf, key: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
-        let mut iterator = self.snapshot.iterator_cf(self.store.cf(cf), IteratorMode::From(key, Direction::Reverse));
+    fn at_or_below(&self, cf: Cf, key: &[u8], floor: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let mut iterator = self.snapshot.iterator_cf_opt(self.store.cf(cf), not_below(floor), IteratorMode::From(key, Direction::Reverse));
         iterator.next().transpose().map(|pair| pair.map(|(k, v)| (k.into_vec(), v.into_vec()))).map_err(rocks("reading"))
     }
 }

@@ -3,7 +3,7 @@
 //! Each command sees what the commands before it in the same entry have done. A command that fails leaves nothing.
 //! `commit` writes one batch, carrying how far apply has come, so that a crash leaves whole entries only.
 
-use super::reader::{collect, decode};
+use super::reader::{collect, decode, not_below};
 use super::{Cf, Reader, Store, id_key, rocks};
 use forebay_common::{Error, Result};
 use prost::Message;
@@ -124,18 +124,21 @@ impl Reader for Txn<'_> {
         Ok(merged.into_iter().take(limit).collect())
     }
 
-    fn at_or_below(&self, cf: Cf, key: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+    fn at_or_below(&self, cf: Cf, key: &[u8], floor: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
         let mut bound = Bound::Included(key.to_vec());
         loop {
             let (Bound::Included(limit) | Bound::Excluded(limit)) = &bound else { return Ok(None) };
             let excluded = matches!(bound, Bound::Excluded(_));
-            let mut iterator = self.store.db.iterator_cf(self.store.cf(cf), IteratorMode::From(limit, Direction::Reverse));
+            let mut iterator = self.store.db.iterator_cf_opt(self.store.cf(cf), not_below(floor), IteratorMode::From(limit, Direction::Reverse));
             let below = loop {
                 match self.noted(iterator.next().transpose(), "reading")? {
                     Some((k, _)) if excluded && *k == **limit => {}
                     other => break other.map(|(k, v)| (k.into_vec(), Some(v.into_vec()))),
                 }
             };
+            if **limit < *floor {
+                return Ok(None);
+            }
             let upper = match &bound {
                 Bound::Included(k) => Bound::Included((cf, k.clone())),
                 Bound::Excluded(k) => Bound::Excluded((cf, k.clone())),
@@ -143,7 +146,7 @@ impl Reader for Txn<'_> {
             };
             let best = [&self.done, &self.current]
                 .iter()
-                .filter_map(|layer| layer.range((Bound::Included((cf, Vec::new())), upper.clone())).next_back())
+                .filter_map(|layer| layer.range((Bound::Included((cf, floor.to_vec())), upper.clone())).next_back())
                 .map(|((_, k), v)| (k.clone(), v.clone()))
                 .chain(below)
                 .reduce(|a, b| if b.0 > a.0 { b } else { a });
