@@ -48,6 +48,9 @@ pub enum Command {
     Job(JobCommand),
     /// The CSI driver: volumes of pods that are folders of the namespace, on each node, and with --controller volumes for claims (the chart runs it)
     Csi(CsiArgs),
+    /// What Fluid has done in the pods of a CacheRuntime (helm/examples/fluid-runtime-class.yaml)
+    #[command(subcommand)]
+    Fluid(FluidCommand),
     /// Make folders and give them to a user: in containers, whose image has no shell
     Prepare {
         /// Who is to have them
@@ -61,6 +64,18 @@ pub enum Command {
     /// Configuration: every value and where it came from
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+pub enum FluidCommand {
+    /// Mount the dataset's under stores and unmount what is none of its; prints what is mounted then, as Fluid wants it (mountUFS)
+    Mount,
+    /// What is cached and how much room there is, as Fluid wants it (reportSummary)
+    Summary,
+    /// Have the paths cached that Fluid names in FLUID_DATALOAD_DATA_PATH (DataLoad)
+    Load,
+    /// Whether the mount of a client's pod answers: a probe's command knows no variables
+    Check,
 }
 
 #[derive(Args)]

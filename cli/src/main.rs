@@ -3,6 +3,7 @@
 mod args;
 mod config_cmd;
 mod doctor;
+mod fluid;
 mod fs;
 mod job;
 mod mount;
@@ -56,6 +57,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Mount(args) => mount::run(args, &loaded.config, output).await.map(|()| ExitCode::SUCCESS),
             Command::Fs(command) => fs::run(command, &loaded.config.client, output).await,
             Command::Fsadmin(command) => report::run(command, &loaded.config, output).await,
+            Command::Fluid(command) => fluid::run(&command, &loaded.config.client, output).await.map(|()| ExitCode::SUCCESS),
             Command::Job(command) => job::run(command, &loaded.config.client, output).await.map(|()| ExitCode::SUCCESS),
             Command::Prepare { owner, dirs } => prepare::run(&owner, &dirs).map(|()| ExitCode::SUCCESS),
             Command::Bench(options) => forebay_bench::run(options, &loaded.config.client, cli.json).await.map(|()| ExitCode::SUCCESS),

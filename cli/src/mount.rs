@@ -73,7 +73,7 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
 const CHECK_WAIT: Duration = Duration::from_secs(4);
 
 /// Whether a mount is there and its process answers. Errors: nothing of ours is there; it does not answer.
-async fn check(mountpoint: &Path, output: Output) -> Result<()> {
+pub async fn check(mountpoint: &Path, output: Output) -> Result<()> {
     let file = mountpoint.join(OsStr::from_bytes(forebay_fuse::STATISTICS));
     // A thread of its own, which this process does not wait for: a read of a mount that hangs cannot be given up.
     let (said, heard) = tokio::sync::oneshot::channel();

@@ -1,7 +1,7 @@
 //! `forebay fs …`
 
 mod copy;
-mod metadata;
+pub mod metadata;
 mod show;
 
 pub use show::blocks_json;
@@ -29,7 +29,7 @@ pub async fn run(command: FsCommand, config: &ClientConfig, output: Output) -> R
     result
 }
 
-fn path(raw: &str) -> Result<AbsPath> {
+pub fn path(raw: &str) -> Result<AbsPath> {
     AbsPath::parse(raw)
 }
 

@@ -1,9 +1,11 @@
-//! Configuration: one TOML file, environment variables `FOREBAY_SECTION__KEY` on top, flags of the command line on top.
+//! Configuration: one TOML file, environment variables `FOREBAY_SECTION__KEY` on top, flags of the command line on top; below them, in a pod of a Fluid
+//! runtime, what Fluid says (`fluid`).
 //!
 //! Every value knows where it came from (`forebay config show`). An unknown key is an error that names it. Secrets are
 //! never held here: a value `{ env = "NAME" }` or `{ file = "PATH" }` names where they are read from when used.
 
 mod client;
+mod fluid;
 mod fuse;
 mod kubernetes;
 mod master;
@@ -14,6 +16,7 @@ mod tier;
 mod worker;
 
 pub use client::ClientConfig;
+pub use fluid::{FluidMount, FluidRuntime};
 pub use fuse::FuseConfig;
 pub use kubernetes::{KubernetesConfig, Locality};
 pub use master::MasterConfig;
@@ -55,7 +58,7 @@ pub struct Shown {
     pub key: String,
     /// The value as JSON.
     pub value: serde_json::Value,
-    /// `default`, the file, the environment variable or `flag`.
+    /// `default`, the file, the environment variable, `flag` or `Fluid's runtime.json`.
     pub source: String,
 }
 
@@ -66,13 +69,21 @@ pub struct Loaded {
     pub config: Config,
     figment: Figment,
     flags: Vec<String>,
+    fluid: Vec<String>,
 }
 
-/// Loads: defaults, then `file` (or the first of the usual places that exists), then the environment, then `flags`.
+/// Loads: defaults, then Fluid's file where one is named, then `file` (or the first of the usual places that exists), then the environment, then `flags`.
 ///
 /// Errors: `InvalidArgument` naming the key and where it was set.
 pub fn load(file: Option<&Path>, flags: &[(&str, serde_json::Value)]) -> Result<Loaded> {
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    let mut from_fluid = Vec::new();
+    if let Some(fluid) = FluidRuntime::from_environment()? {
+        for (key, value) in fluid.settings()? {
+            figment = figment.merge(Serialized::default(&key, value));
+            from_fluid.push(key);
+        }
+    }
     let file = match file {
         Some(path) if !path.exists() => {
             return Err(err!(NotFound, "configuration file {} does not exist", path.display()));
@@ -94,7 +105,7 @@ pub fn load(file: Option<&Path>, flags: &[(&str, serde_json::Value)]) -> Result<
     }
     let config: Config = figment.extract().map_err(|e| err!(InvalidArgument, "configuration: {e}"))?;
     config.check()?;
-    Ok(Loaded { config, figment, flags: flags.iter().map(|(key, _)| (*key).to_owned()).collect() })
+    Ok(Loaded { config, figment, flags: flags.iter().map(|(key, _)| (*key).to_owned()).collect(), fluid: from_fluid })
 }
 
 /// A variable that misses an underscore would be taken for somebody else's, and its command run as somebody else.
@@ -141,10 +152,15 @@ impl Loaded {
     }
 
     fn set_by(&self, key: &str) -> String {
-        if self.flags.iter().any(|flag| key == flag || key.starts_with(&format!("{flag}."))) {
+        let among = |keys: &[String]| keys.iter().any(|set| key == set || key.starts_with(&format!("{set}.")));
+        if among(&self.flags) {
             "flag".into()
-        } else {
+        } else if key == "client.master" && std::env::var_os("FOREBAY_MASTER").is_some() {
             "environment FOREBAY_MASTER".into()
+        } else if among(&self.fluid) {
+            "Fluid's runtime.json".into()
+        } else {
+            "default".into()
         }
     }
 
