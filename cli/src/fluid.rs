@@ -9,8 +9,9 @@ use crate::job;
 use crate::output::{self, Output};
 use forebay_client::FileSystem;
 use forebay_common::config::{ClientConfig, FluidMount, FluidRuntime};
-use forebay_common::{Result, err};
+use forebay_common::{AbsPath, Result, err};
 use forebay_proto::{Job, MountPoint, ReportResponse};
+use forebay_ufs::UfsUri;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -73,33 +74,55 @@ fn asked(paths: &str, replicas: &str) -> Result<Vec<(String, u32)>> {
     paths.into_iter().map(|path| Ok((path.to_owned(), one(replicas.next())?))).collect()
 }
 
-/// The same store, however its folder is written.
-fn same_store(a: &str, b: &str) -> bool {
-    a.trim_end_matches('/') == b.trim_end_matches('/')
+/// One mount that a dataset wants, as the master writes it down.
+struct Wanted<'a> {
+    path: AbsPath,
+    uri: String,
+    mount: &'a FluidMount,
 }
 
-/// Brings the mount table to what the dataset says; returns the paths of the dataset that are mounted. What is mounted at `/` otherwise is the master's own.
-async fn mount(fs: &FileSystem, runtime: &FluidRuntime) -> Result<Vec<String>> {
-    let there = fs.list_mounts().await?;
-    let of = |mount: &MountPoint| String::from_utf8_lossy(&mount.path).into_owned();
-    let wanted: Vec<(String, &FluidMount)> = runtime.mounts.iter().filter(|mount| !mount.is_volume()).map(|mount| (mount.path(), mount)).collect();
-    for mount in there.iter().filter(|mount| of(mount) != "/") {
-        let keeps = wanted.iter().any(|(path, wanted)| *path == of(mount) && same_store(&wanted.mount_point, &mount.uri));
-        if !keeps {
-            tracing::info!(path = of(mount), uri = mount.uri, "no mount of the dataset any more");
-            fs.unmount(&path(&of(mount))?).await?;
-        }
+fn wanted(runtime: &FluidRuntime) -> Result<Vec<Wanted<'_>>> {
+    fn one(mount: &FluidMount) -> Result<Wanted<'_>> {
+        Ok(Wanted { path: path(&mount.path())?, uri: UfsUri::parse(&mount.mount_point)?.to_string(), mount })
     }
-    for (at, mount) in &wanted {
+    let mut all = runtime.mounts.iter().filter(|mount| !mount.is_volume()).map(one).collect::<Result<Vec<_>>>()?;
+    // What lies above first: it is made first, and taken away last.
+    all.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(all)
+}
+
+/// Brings the mount table to what the dataset says; returns its paths, as it writes them. What is at `/` was mounted when the master began (`FluidRuntime`), and stays.
+async fn mount(fs: &FileSystem, runtime: &FluidRuntime) -> Result<Vec<String>> {
+    let wanted = wanted(runtime)?;
+    let mut there = Vec::new();
+    for mount in fs.list_mounts().await? {
+        there.push((AbsPath::parse(&mount.path)?, mount));
+    }
+    there.sort_by(|a, b| b.0.cmp(&a.0));
+    let keeps = |at: &AbsPath, is: &MountPoint| wanted.iter().any(|wanted| wanted.path == *at && wanted.uri == is.uri);
+    let goes: Vec<AbsPath> = there.iter().filter(|(at, is)| !at.is_root() && !keeps(at, is)).map(|(at, _)| at.clone()).collect();
+    // Deepest first, with those below that stay otherwise: they are mounted again.
+    for (at, is) in there.iter().filter(|(at, _)| goes.iter().any(|gone| at.starts_with(gone))) {
+        tracing::info!(path = %at, uri = is.uri, "no mount of the dataset any more, or below one");
+        fs.unmount(at).await?;
+    }
+    there.retain(|(at, _)| !goes.iter().any(|gone| at.starts_with(gone)));
+    for Wanted { path: at, uri, mount } in &wanted {
         let options = mount.all_options()?;
-        let before = there.iter().find(|there| of(there) == *at && same_store(&there.uri, &mount.mount_point));
-        let Some(before) = before else {
-            if let Some(above) = path(at)?.parent().filter(|above| !above.is_root()) {
+        let Some((_, before)) = there.iter().find(|(is, _)| is == at) else {
+            if let Some(above) = at.parent().filter(|above| !above.is_root()) {
                 fs.mkdir(&above, true, true).await?;
             }
-            fs.mount(&path(at)?, &mount.mount_point, mount.read_only, options).await?;
+            fs.mount(at, uri, mount.read_only, options).await?;
             continue;
         };
+        if before.uri != *uri {
+            return Err(err!(
+                InvalidArgument,
+                "/ is {}, and the dataset wants {uri} there: what is at / is decided when a master begins with an empty data folder; give the mount a name or another path",
+                before.uri
+            ));
+        }
         // Secrets are not shown, and may be new: they are given again.
         let old: BTreeMap<_, _> = before.options.iter().collect();
         let same = mount.encrypt_options.is_empty()
@@ -107,10 +130,10 @@ async fn mount(fs: &FileSystem, runtime: &FluidRuntime) -> Result<Vec<String>> {
             && options.iter().eq(old.iter().map(|(name, value)| (*name, *value)));
         if !same {
             let unset = old.keys().filter(|name| !options.contains_key(**name)).map(|name| (*name).clone()).collect();
-            fs.update_mount(&path(at)?, Some(mount.read_only), options, unset).await?;
+            fs.update_mount(at, Some(mount.read_only), options, unset).await?;
         }
     }
-    Ok(wanted.into_iter().map(|(path, _)| path).collect())
+    Ok(wanted.iter().map(|wanted| wanted.mount.path()).collect())
 }
 
 /// `CacheRuntimeReportSummary`. How much of the under stores that is, nobody knows without walking them: there is no `cachedPercentage`.
@@ -143,7 +166,6 @@ mod tests {
         assert_eq!(asked("/a:/b", "").unwrap(), [("/a".to_owned(), 1), ("/b".to_owned(), 1)]);
         assert!(asked("", "").unwrap_err().message().contains("spec.target"));
         assert!(asked("/a", "many").unwrap_err().message().contains("many"));
-        assert!(same_store("s3://b/x/", "s3://b/x") && !same_store("s3://b/x", "s3://b/y"));
         assert_eq!((quantity(0), quantity(3 << 29)), ("0B".to_owned(), "1.5GiB".to_owned()));
     }
 }

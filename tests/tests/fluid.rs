@@ -96,7 +96,7 @@ async fn a_runtime_is_run_by_what_fluid_says() {
     for folder in ["staging", "mnt"] {
         std::fs::create_dir(runtime.path(folder)).expect("a folder");
     }
-    let (a, b) = (store(&runtime, "a"), store(&runtime, "b"));
+    let (a, b, c) = (store(&runtime, "a"), store(&runtime, "b"), store(&runtime, "c"));
     let first = json!([{"mountPoint": a, "name": "a", "path": "/a"}, {"mountPoint": "pvc://claim", "name": "claim"}]);
     runtime.write(&first);
     let said = runtime.spawn("master", &["master"]);
@@ -128,6 +128,18 @@ async fn a_runtime_is_run_by_what_fluid_says() {
     let mounted = mounts.as_array().expect("mounts").iter().find(|mount| mount["path"] == "/a").expect("/a");
     assert_eq!((mounted["uri"].as_str().map(|uri| uri.trim_end_matches('/')), &mounted["options"]), (Some(b.as_str()), &json!({"shared": "true"})));
     assert!(mounts.as_array().expect("mounts").iter().all(|mount| mount["path"] != "/deep/b"), "{mounts}");
+
+    // One mount below another, told in any order, with names as people write them; then another store above.
+    let nested = |above: &str| json!([{"mountPoint": c, "path": "/a/deep/"}, {"mountPoint": format!("{above}/"), "name": "a"}]);
+    for above in [&a, &b, &b] {
+        runtime.write(&nested(above));
+        assert_eq!(runtime.json(&["fluid", "mount"]), json!({"mounted": ["/a", "/a/deep/"]}));
+    }
+    runtime.write(&json!([{"mountPoint": b, "name": "a"}, {"mountPoint": a, "path": "/"}]));
+    let root = runtime.run(&["fluid", "mount"]);
+    assert!(String::from_utf8_lossy(&root.stderr).contains("another path"), "{root:?}");
+    runtime.write(&json!([{"mountPoint": b, "name": "a"}]));
+    assert_eq!(runtime.json(&["fluid", "mount"]), json!({"mounted": ["/a"]}));
 
     // DataLoad, and what is cached then.
     let loaded = runtime

@@ -4,7 +4,7 @@
 //! file. The format is `CacheRuntimeConfig` in Fluid's pkg/common/cacheruntime.go; keys that it gets later are passed over, as JSON is wont to be.
 //! Read by `load`, and by `forebay fluid`, which does what Fluid has done in the master's pod.
 
-use super::{Medium, OptionValue, TierConfig, TierDir};
+use super::{Medium, MountConfig, OptionValue, TierConfig, TierDir, WorkerConfig};
 use crate::{Result, err};
 use bytesize::ByteSize;
 use figment::value::Value;
@@ -93,6 +93,21 @@ impl FluidMount {
         ["local://", "pvc://"].iter().any(|scheme| self.mount_point.starts_with(scheme))
     }
 
+    /// The same as a mount of the master's configuration, secrets by their files.
+    fn config(&self) -> MountConfig {
+        let plain = self.options.iter().map(|(name, value)| (name.clone(), OptionValue::Plain(value.clone())));
+        let secret = self.encrypt_options.iter().map(|(name, file)| (name.clone(), OptionValue::File { file: file.clone() }));
+        let mut options: BTreeMap<_, _> = plain.chain(secret).collect();
+        if self.is_everybodys() {
+            options.insert("shared".into(), OptionValue::Plain("true".into()));
+        }
+        MountConfig { path: self.path(), uri: self.mount_point.clone(), read_only: self.read_only, options }
+    }
+
+    fn is_everybodys(&self) -> bool {
+        !["shared", "owner", "group", "mode"].iter().any(|name| self.options.contains_key(*name))
+    }
+
     /// All options. A dataset is for whoever may mount its claim, which Kubernetes decides: unless options say otherwise everybody may read what is found in the store.
     ///
     /// Errors: a secret's file cannot be read.
@@ -102,7 +117,7 @@ impl FluidMount {
             let value = OptionValue::File { file: file.clone() }.resolve();
             all.insert(name.clone(), value.map_err(|e| e.context(format!("the secret option {name} of {}", self.mount_point)))?);
         }
-        if !["shared", "owner", "group", "mode"].iter().any(|name| all.contains_key(*name)) {
+        if self.is_everybodys() {
             all.insert("shared".into(), "true".into());
         }
         Ok(all)
@@ -145,8 +160,15 @@ impl FluidRuntime {
             _ => return Ok(settings),
         };
         let Some(own) = own else { return Ok(settings) };
-        if part == "worker" {
-            settings.extend(tiers(&own.tiered_store_levels)?);
+        match part {
+            "worker" => settings.extend(tiers(&own.tiered_store_levels)?),
+            // There is always something at `/`: the dataset's own, where it has that, from the beginning. All else is mounted when Fluid says so.
+            "master" => {
+                let root: Vec<MountConfig> =
+                    self.mounts.iter().filter(|mount| !mount.is_volume() && mount.path() == "/").map(FluidMount::config).collect();
+                settings.push(("mount".to_owned(), Value::serialize(&root).map_err(|e| err!(Internal, "mounts: {e}"))?));
+            }
+            _ => {}
         }
         for (key, value) in &own.options {
             if !key.contains('.') {
@@ -201,17 +223,24 @@ fn tiers(levels: &[Level]) -> Result<Vec<(String, Value)>> {
     }
     tiers.sort_by_key(|tier| tier.medium);
     settings.push(("worker.tiers".to_owned(), Value::serialize(&tiers).map_err(|e| err!(Internal, "tiers: {e}"))?));
-    // One setting for all tiers here: the first level's that has any.
-    for (key, ratio) in [
-        ("worker.watermark_high_percent", levels.iter().map(|level| &level.high).find(|ratio| !ratio.is_empty())),
-        ("worker.watermark_low_percent", levels.iter().map(|level| &level.low).find(|ratio| !ratio.is_empty())),
-    ] {
-        let Some(ratio) = ratio else { continue };
-        let share = ratio.parse::<f64>().ok().filter(|share| (0.01..=1.0).contains(share));
-        let share = share.ok_or_else(|| err!(InvalidArgument, "{ratio:?} in the CacheRuntime's tieredStore is no share: write it like 0.95"))?;
-        settings.push((key.to_owned(), Value::from((share * 100.0).round() as u64)));
+    // One pair for all tiers here: the first level's that has any, and what it does not say follows.
+    if let Some(level) = levels.iter().find(|level| !level.high.is_empty() || !level.low.is_empty()) {
+        let default = WorkerConfig::default();
+        let (high, low) = (percent(&level.high)?, percent(&level.low)?);
+        let high = high.unwrap_or_else(|| default.watermark_high_percent.max(low.unwrap_or(0)));
+        settings.push(("worker.watermark_high_percent".to_owned(), Value::from(high)));
+        settings.push(("worker.watermark_low_percent".to_owned(), Value::from(low.unwrap_or_else(|| default.watermark_low_percent.min(high)))));
     }
     Ok(settings)
+}
+
+fn percent(ratio: &str) -> Result<Option<u64>> {
+    if ratio.is_empty() {
+        return Ok(None);
+    }
+    let share = ratio.parse::<f64>().ok().filter(|share| (0.01..=1.0).contains(share));
+    let share = share.ok_or_else(|| err!(InvalidArgument, "{ratio:?} in the CacheRuntime's tieredStore is no share: write it like 0.95"))?;
+    Ok(Some((share * 100.0).round() as u64))
 }
 
 #[cfg(test)]
@@ -257,6 +286,26 @@ mod tests {
         assert!((3_900 << 20..4_000 << 20).contains(&mem.dirs[0].quota.as_u64()), "{:?}", mem.dirs[0]);
         assert_eq!(hdd.dirs.iter().map(|dir| dir.quota.as_u64() >> 30).collect::<Vec<_>>(), [100, 50]);
         assert_eq!((worker.watermark_high_percent, worker.watermark_low_percent), (90, 80));
+    }
+
+    #[test]
+    fn one_watermark_brings_the_other_with_it() {
+        let of = |from: &str, to: &str| {
+            let worker = loaded(&serde_json::from_str(&RUNTIME.replace(from, to)).unwrap(), "worker").unwrap().worker;
+            worker.check().unwrap();
+            (worker.watermark_high_percent, worker.watermark_low_percent)
+        };
+        assert_eq!(of(r#""high":"0.9","low":"0.8""#, r#""high":"0.6""#), (60, 60));
+        assert_eq!(of(r#""high":"0.9","low":"0.8""#, r#""low":"0.98""#), (98, 98));
+    }
+
+    #[test]
+    fn a_dataset_may_have_the_root() {
+        let runtime: FluidRuntime = serde_json::from_str(&RUNTIME.replace(r#""path":"/a""#, r#""path":"/""#)).unwrap();
+        let mounts = loaded(&runtime, "master").unwrap().mount;
+        let [root] = mounts.as_slice() else { panic!("{mounts:?}") };
+        assert_eq!((root.path.as_str(), root.uri.as_str()), ("/", "s3://lake/a"));
+        assert!(matches!(&root.options["access_key_id"], OptionValue::File { file } if file.ends_with("id")));
     }
 
     #[test]
