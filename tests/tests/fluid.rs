@@ -21,6 +21,8 @@ impl Drop for Runtime {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM);
             let _ = child.wait();
         }
+        // A worker leaves the read-only view of its tiers for the next one.
+        let _ = Command::new("umount").arg("--lazy").arg(self.path("level-0-index-0-emptydir/forebay.ro")).output();
     }
 }
 
