@@ -29,7 +29,9 @@ pub async fn run(command: &FluidCommand, config: &ClientConfig, output: Output) 
         }
         FluidCommand::Load => {
             let asked = asked(&variable("FLUID_DATALOAD_DATA_PATH"), &variable("FLUID_DATALOAD_PATH_REPLICAS"))?;
-            let fs = FileSystem::connect(config).await.map_err(|e| {
+            let fs = FileSystem::connect(config).await?;
+            // A connection is made by the first call.
+            fs.list_mounts().await.map_err(|e| {
                 e.context("Fluid does not tell a DataLoad where its runtime is: name the master in the class, `args: [fluid, load, --master, DATASET-master-0.svc-DATASET-master:19998]`")
             })?;
             if variable("FLUID_DATALOAD_METADATA") == "true" {

@@ -158,6 +158,14 @@ async fn a_runtime_is_run_by_what_fluid_says() {
     let none = runtime.run(&["fluid", "load"]);
     assert!(String::from_utf8_lossy(&none.stderr).contains("spec.target"), "{none:?}");
 
+    let nowhere = Command::new(forebay())
+        .args(["--master", "127.0.0.1:9", "fluid", "load"])
+        .env("FLUID_DATALOAD_DATA_PATH", "/a")
+        .env("FOREBAY_CLIENT__CALL_TIMEOUT_MS", "1000")
+        .output()
+        .expect("run");
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("name the master in the class"), "{nowhere:?}");
+
     // The client's pod, where there is FUSE.
     if forebay_tests::fuse::is_here("a_runtime_is_run_by_what_fluid_says, the client") {
         let target = runtime.path("mnt").display().to_string();
