@@ -79,7 +79,7 @@ pub fn store_of(folder: &Folder, tiers: Vec<TierConfig>, evict_policy: EvictPoli
                 tries += 1;
                 std::thread::sleep(std::time::Duration::from_millis(20));
             }
-            other => return other,
+            other => return other.inspect(|store| store.join_unnamed()),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::report::name;
 use forebay_client::{CreateOptions, FileSystem};
 use forebay_common::config::ClientConfig;
 use forebay_common::{AbsPath, Result, clock, err};
-use forebay_proto::ReportResponse;
+use forebay_proto::{ReportResponse, WorkerReport};
 use serde_json::json;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -151,7 +151,11 @@ async fn check_master(fs: &FileSystem, config: &ClientConfig, found: &mut Findin
 }
 
 async fn check_workers(fs: &FileSystem, report: &ReportResponse, found: &mut Findings) {
-    if report.workers.is_empty() {
+    for refused in &report.refused_workers {
+        let address = refused.address.clone().unwrap_or_default();
+        found.add(Verdict::Fail, format!("worker {}:{}", address.host, address.data_port), format!("it is not let in: {}", refused.reason));
+    }
+    if report.workers.is_empty() && report.refused_workers.is_empty() {
         found.add(Verdict::Fail, "workers", "none has registered: start one with `forebay worker --master HOST:PORT`");
     }
     for worker in &report.workers {
@@ -191,6 +195,11 @@ async fn check_short_circuit(fs: &FileSystem, config: &ClientConfig, report: &Re
             CHECK,
             format!("no worker's socket in {} answers here, so reads go over the network ({why})", config.socket_dir.display()),
         );
+    }
+    // Writing waits for a worker for as long as a client is patient.
+    let takes = |w: &WorkerReport| !w.lost && !w.leaving && w.address.as_ref().is_some_and(|a| local.iter().any(|l| l.id.get() == a.worker_id));
+    if !report.workers.iter().any(takes) {
+        return found.add(Verdict::Warn, CHECK, "a worker's socket answers here, and the master gives it nothing: see above".to_owned());
     }
     match try_descriptor(fs).await {
         Ok(()) => {

@@ -9,9 +9,8 @@ use crate::job;
 use crate::output::{self, Output};
 use forebay_client::FileSystem;
 use forebay_common::config::{ClientConfig, FluidMount, FluidRuntime};
-use forebay_common::{AbsPath, Result, err};
+use forebay_common::{AbsPath, Result, UfsUri, err};
 use forebay_proto::{Job, MountPoint, ReportResponse};
-use forebay_ufs::UfsUri;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 

@@ -167,7 +167,14 @@ fn summary(report: &ReportResponse, output: Output) -> Result<()> {
     let tiers = sum_tiers(report);
     let live = report.workers.iter().filter(|w| !w.lost).count();
     let (total, used): (u64, u64) = (tiers.iter().map(|t| t.total_bytes).sum(), tiers.iter().map(|t| t.used_bytes).sum());
+    let refused: Vec<(String, &str)> = report
+        .refused_workers
+        .iter()
+        .map(|w| (w.address.as_ref().map_or_else(String::new, |a| format!("{}:{}", a.host, a.data_port)), w.reason.as_str()))
+        .collect();
+    let refused_json: Vec<Value> = refused.iter().map(|(name, reason)| json!({ "name": name, "reason": reason })).collect();
     let json = json!({
+        "cluster": report.cluster_id, "refused_workers": refused_json,
         "version": report.version, "started_ms": report.started_ms, "live_workers": live, "lost_workers": report.workers.len() - live,
         "files": report.files, "folders": report.folders, "mounts": report.ufs.len(), "total_bytes": total, "used_bytes": used,
         "journal_index": report.applied_index, "pending_changes": report.pending_changes, "at_risk": at_risk_json(&report.at_risk.clone().unwrap_or_default()), "warnings": report.warnings,
@@ -175,6 +182,7 @@ fn summary(report: &ReportResponse, output: Output) -> Result<()> {
     output.show(&json, || {
         let row = |key: &str, value: String| vec![key.to_owned(), value];
         let mut rows = vec![
+            row("Cluster", report.cluster_id.clone()),
             row("Version", report.version.clone()),
             row("Master up since", format!("{} UTC", time(report.started_ms))),
             row("Workers", format!("{live} live, {} lost", report.workers.len() - live)),
@@ -184,6 +192,7 @@ fn summary(report: &ReportResponse, output: Output) -> Result<()> {
             row("Changes on their way to under stores", report.pending_changes.to_string()),
             row("Acknowledged, not in an under store yet", at_risk_text(report)),
         ];
+        rows.extend(refused.iter().map(|(name, reason)| row("Worker not let in", format!("{name}: {reason}"))));
         rows.extend(report.warnings.iter().map(|w| row("Warning", w.clone())));
         output::table(&[], &[], rows)
     })

@@ -86,6 +86,8 @@ kinds! {
     Internal = 21, false, EIO;
     /// A file would be larger than one can be here.
     TooLarge = 22, false, EFBIG;
+    /// A worker has blocks of another cluster than its master's.
+    WrongCluster = 23, false, EIO;
 }
 
 impl ErrorKind {

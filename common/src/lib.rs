@@ -15,8 +15,10 @@ pub mod metrics;
 pub mod path;
 pub mod telemetry;
 pub mod token;
+mod ufs_uri;
 
 pub use abort_point::abort_point;
 pub use error::{Error, ErrorKind, Result};
 pub use id::{BlockId, InodeId, MountId, WorkerId};
 pub use path::AbsPath;
+pub use ufs_uri::{Service, UfsUri};

@@ -1,7 +1,7 @@
 //! What the kernel knows by number: nodes, where each is, how often it was handed out.
 //!
 //! A node is one folder at one place, or one file under all of its names that the kernel knows. Its number is the file's own id where that is free; a file that has another content than the one
-//! which is open under that number, or is open in a way that the kernel does not let it be mixed with, gets a number of its own (the id with a count above bit 48).
+//! which is open under that number, or is open in a way that the kernel does not let it be mixed with, gets a number of its own (the id with a count above bit 53, where no master's numbers are).
 //! Invariants: a name leads to one node at most; a node lives until the kernel has given back every lookup; what was deleted or replaced
 //! leads nowhere any more, and stays usable for whoever has it open.
 
@@ -19,7 +19,7 @@ gauge!(pub NODES, "forebay_fuse_nodes", "files and folders that the kernel knows
 
 pub const ROOT: u64 = 1;
 /// Where the count of a number begins.
-const COUNT_BIT: u32 = 48;
+const COUNT_BIT: u32 = 53;
 
 /// How a node is open. Guarded by a lock that is held over calls: one opening, handing over or cutting at a time.
 #[derive(Default)]

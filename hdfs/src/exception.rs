@@ -20,7 +20,7 @@ pub fn class_of(kind: ErrorKind) -> &'static str {
         Expired => "org.apache.hadoop.hdfs.server.namenode.LeaseExpiredException",
         Unsupported => "java.lang.UnsupportedOperationException",
         Unavailable | Timeout | LimitExceeded => "org.apache.hadoop.ipc.RetriableException",
-        IsADirectory | ReadOnly | NoSpace | TooLarge | Busy | FileChanged | Corrupt | UnderStore | Internal => "java.io.IOException",
+        IsADirectory | ReadOnly | NoSpace | TooLarge | Busy | FileChanged | Corrupt | UnderStore | Internal | WrongCluster => "java.io.IOException",
     }
 }
 

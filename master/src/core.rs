@@ -19,6 +19,7 @@ use crate::worker::{Registry, TokenKeys};
 use forebay_common::config::{KubernetesConfig, MasterConfig, SecurityConfig};
 use forebay_common::{BlockId, MountId, Result, WorkerId, clock, err};
 use forebay_proto::journal::{Command, RenewLease, Reply, SetWorkerState, command::Op};
+use forebay_proto::store::Cluster;
 use forebay_proto::{Caller, NamedValue};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,6 +73,8 @@ pub struct Core {
     /// The cluster around it; empty where there is none.
     pub kubernetes: Arc<kubernetes::View>,
     pub cluster_secret: Vec<u8>,
+    /// Which cluster this is.
+    pub cluster: Cluster,
     pub store: Store,
     pub journal: Journal,
     pub soft: Arc<Soft>,

@@ -6,6 +6,7 @@
 
 pub mod apply;
 mod block;
+mod cluster;
 mod core;
 mod drain;
 mod driver;

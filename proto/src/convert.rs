@@ -25,7 +25,9 @@ pub fn grpc_code(kind: ErrorKind) -> Code {
         ErrorKind::PermissionDenied => Code::PermissionDenied,
         ErrorKind::Unauthenticated => Code::Unauthenticated,
         ErrorKind::InvalidArgument | ErrorKind::NameTooLong => Code::InvalidArgument,
-        ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::NotEmpty | ErrorKind::ReadOnly => Code::FailedPrecondition,
+        ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::NotEmpty | ErrorKind::ReadOnly | ErrorKind::WrongCluster => {
+            Code::FailedPrecondition
+        }
         ErrorKind::NoSpace | ErrorKind::LimitExceeded => Code::ResourceExhausted,
         ErrorKind::Busy | ErrorKind::Expired | ErrorKind::FileChanged => Code::Aborted,
         ErrorKind::Corrupt => Code::DataLoss,

@@ -288,6 +288,12 @@ fn locks() {
     check(&journal::SetLock { file_id: 1, lock: Some(lock), unlock: true }, "0801120e08021003180120042805300138061801");
     check(&journal::HoldLocks { session_id: 1, ttl_ms: 2, holder: "h".into(), begin: true }, "080110021a01682001");
     check(&journal::EndLocks { session_id: 1, expired_only: true }, "08011001");
+    check(&journal::OpenCluster { cluster_id: "c".into(), first_id: 1, step: 2 }, "0a016310011802");
+    let numbered = |used| Some(store::Numbered { used, from: used + 1 });
+    let (inodes, blocks, leases, versions) = (numbered(1), numbered(2), numbered(3), numbered(4));
+    let cluster = store::Cluster { id: "c".into(), older: true, inodes, blocks, leases, versions, opened_change: 5 };
+    check(&cluster, "0a016310011a04080110022204080210032a04080310043204080410053805");
+    check(&store::Counters { versions_from: 1, ..Default::default() }, "800101");
     check(&store::FileLocks { locks: vec![lock] }, "0a0e0802100318012004280530013806");
     let session = store::LockSession { id: 1, expires_at_ms: 2, ttl_ms: 3, principal: "p".into(), holder: "h".into(), files: 4, ending: true };
     check(&session, "0801100218032201702a016830043801");

@@ -228,6 +228,19 @@ impl Cluster {
         worker.process = Some(Process::start(command, &worker.dir.join("worker.log")));
     }
 
+    /// Sets something in a worker's configuration, for its next start.
+    pub fn set_worker(&mut self, i: usize, key: &'static str, value: &str) {
+        let settings = &mut self.workers[i].settings;
+        settings.retain(|(k, _)| *k != key);
+        settings.push((key, value.to_owned()));
+    }
+
+    /// What a worker's web port answers, whether its master knows it or not.
+    pub async fn worker_page(&self, i: usize, path: &str) -> String {
+        let hello = &self.workers[i].process.as_ref().expect("running").hello;
+        page(hello.split("http://").nth(1).and_then(|rest| rest.split('/').next()).expect("web address"), path).await
+    }
+
     /// `kill -9`.
     pub fn kill_worker(&mut self, i: usize) {
         self.workers[i].process.take().expect("running").kill();
@@ -345,12 +358,18 @@ impl Cluster {
     }
 }
 
-async fn metric_at(address: (&str, u16), name: &str) -> u64 {
+/// What a web port answers, its head included.
+async fn page(address: impl tokio::net::ToSocketAddrs, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("web port");
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n").await.expect("request");
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: forebay\r\nconnection: close\r\n\r\n").as_bytes()).await.expect("request");
     let mut text = String::new();
-    stream.read_to_string(&mut text).await.expect("metrics");
+    stream.read_to_string(&mut text).await.expect("answer");
+    text
+}
+
+async fn metric_at(address: (&str, u16), name: &str) -> u64 {
+    let text = page(address, "/metrics").await;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.and_then(|value| value.trim().parse::<f64>().ok()).map_or(0, |value| value as u64)
 }

@@ -90,7 +90,10 @@ impl Model {
         let deadline = Instant::now() + Duration::from_secs(20);
         self.store = loop {
             match BlockStore::open(&self.config) {
-                Ok(store) => break Some(store),
+                Ok(store) => {
+                    store.join_cluster("CID-1").expect("a name");
+                    break Some(store);
+                }
                 Err(e) if e.kind() == ErrorKind::Busy && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
                 Err(e) => panic!("{e}"),
             }

@@ -20,11 +20,10 @@ mod pieces;
 mod requests;
 mod s3_parts;
 mod store;
-mod uri;
 
 pub use control::{Bandwidth, Mode, OPTIONS as COMMON_OPTIONS};
+pub use forebay_common::UfsUri;
 pub use hdfs_events::{Happened, HdfsEvents};
 pub use pieces::PieceWriter;
 pub use requests::{Request, Requests};
 pub use store::{LIST_PAGE_ENTRIES, Lister, Page, SeenNames, UfsEntry, UfsWriter, UnderStore};
-pub use uri::{Service, UfsUri};

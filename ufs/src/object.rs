@@ -7,11 +7,10 @@
 use crate::requests::{Request as Kind, Requests};
 use crate::s3_parts::{S3Parts, S3Piece};
 use crate::store::{LIST_PAGE_ENTRIES, Page, UfsEntry};
-use crate::uri::Service;
 use crate::{UfsUri, fingerprint, metrics};
 use bytes::{Bytes, BytesMut};
 use forebay_common::limits::NAME_MAX_BYTES;
-use forebay_common::{Error, ErrorKind, Result, err};
+use forebay_common::{Error, ErrorKind, Result, Service, err};
 use futures::{StreamExt, TryStreamExt};
 use http::{Method, Request, Response};
 use opendal::layers::{ConcurrentLimitLayer, RetryEvent, RetryInterceptor, RetryLayer, TimeoutLayer};

@@ -4,6 +4,7 @@
 //! serves clients over TCP and over the Unix socket (where it hands out descriptors); `task` does what the master asks for; `report`
 //! tells the master.
 
+mod cluster;
 mod core;
 mod hadoop;
 mod master;

@@ -58,7 +58,12 @@ impl Master {
 
     /// The error of a call, naming the master.
     pub fn failed(&self, status: &Status) -> Error {
-        from_status(status).context(format!("master {}", self.address))
+        self.named(from_status(status))
+    }
+
+    /// An error, naming the master.
+    pub fn named(&self, e: Error) -> Error {
+        e.context(format!("master {}", self.address))
     }
 
     /// Has a writer's lease hold on and returns until when it does at least. A master that does not answer is asked again

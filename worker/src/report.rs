@@ -1,15 +1,19 @@
 //! Telling the master: registration, heartbeats, block reports in increments.
 //!
+//! A worker that has blocks of another cluster is not let in: nothing is told and nothing taken until its master has changed, or the blocks are given up.
 //! A change of blocks is reported within `CHANGE_DELAY`, everything else each heartbeat interval. Answers bring the token
 //! keys, the mounts with their credentials, and blocks to drop. A report that did not arrive is sent again.
 
+use crate::cluster;
 use crate::core::Core;
 use crate::store::{Changed, ShareLimits};
 use crate::{hadoop, ufs_read, write};
 use forebay_common::limits::REPORT_BATCH_BLOCKS;
 use forebay_common::token::TokenKey;
-use forebay_common::{BlockId, InodeId, MountId, Result, clock, counter};
-use forebay_proto::{ChangedFile, HeartbeatRequest, HeartbeatResponse, MountCredentials, NamedValue, RegisterRequest, ReportedBlock, WorkerAddress};
+use forebay_common::{BlockId, Error, ErrorKind, InodeId, MountId, Result, clock, counter, err};
+use forebay_proto::{
+    ChangedFile, Clusters, HeartbeatRequest, HeartbeatResponse, MountCredentials, NamedValue, RegisterRequest, ReportedBlock, WorkerAddress,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +28,8 @@ const CHANGE_DELAY: Duration = Duration::from_millis(50);
 const CHANGED_FILES_MAX: usize = 1_000;
 /// Between heartbeats while the master does not answer.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// Between registrations that were refused: somebody has to mend something first.
+const REFUSED_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How long a session waits for news from the master.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -75,6 +81,17 @@ impl Reporter {
     }
 }
 
+/// What the master has said of this worker.
+#[derive(Clone, Debug)]
+pub enum Registration {
+    /// Nothing yet.
+    Unanswered,
+    /// It is not let in, and why.
+    Refused(Error),
+    /// It is one of the master's.
+    Done,
+}
+
 /// The loop.
 pub struct Heartbeat {
     pub core: Arc<Core>,
@@ -83,15 +100,15 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Runs until shutdown. `registered` turns true at the first answer.
-    pub async fn run(self, registered: watch::Sender<bool>, shutdown: CancellationToken) {
+    /// Runs until shutdown. `registered` says how far it is with the master.
+    pub async fn run(self, registered: watch::Sender<Registration>, shutdown: CancellationToken) {
         let interval = Duration::from_millis(self.core.config.heartbeat_interval_ms.max(50));
         let mut known = false;
         loop {
             let round = self.core.reporter.begun.fetch_add(1, Ordering::AcqRel) + 1;
-            let failing = match self.round(&mut known).await {
+            let retry_after = match self.round(&mut known).await {
                 Ok(()) => {
-                    registered.send_replace(true);
+                    registered.send_if_modified(|was| !matches!(std::mem::replace(was, Registration::Done), Registration::Done));
                     self.core.reporter.answered.send_replace(round);
                     if self.core.store.has_changes() {
                         self.core.store.reap();
@@ -100,20 +117,27 @@ impl Heartbeat {
                             () = self.gather() => continue,
                         }
                     }
-                    false
+                    None
+                }
+                Err(e) if e.kind() == ErrorKind::WrongCluster => {
+                    if !matches!(&*registered.borrow(), Registration::Refused(before) if before.message() == e.message()) {
+                        tracing::error!("{e}");
+                    }
+                    registered.send_replace(Registration::Refused(e));
+                    Some(REFUSED_RETRY_AFTER)
                 }
                 Err(e) => {
                     FAILED.inc();
                     tracing::warn!(error = %e, "heartbeat failed; it is tried again");
-                    true
+                    Some(interval.min(RETRY_AFTER))
                 }
             };
             self.core.store.reap();
-            if failing {
+            if let Some(retry_after) = retry_after {
                 // Nothing wakes it before its time: every block counts as changed until the master answers.
                 tokio::select! {
                     () = shutdown.cancelled() => return,
-                    () = tokio::time::sleep(interval.min(RETRY_AFTER)) => continue,
+                    () = tokio::time::sleep(retry_after) => continue,
                 }
             }
             tokio::select! {
@@ -143,8 +167,13 @@ impl Heartbeat {
                 incarnation: self.incarnation,
                 tiers: self.core.store.usage(),
                 counters: counters(&self.core),
+                clusters: Some(Clusters { ids: cluster::told(&self.core) }),
             };
             let answer = client.register(request).await.map_err(|s| master.failed(&s))?.into_inner();
+            if !answer.refused.is_empty() {
+                return self.refused(answer).await;
+            }
+            self.join(&answer.cluster_id).await?;
             self.take(answer).await;
             self.core.store.note_all_changed();
             *known = true;
@@ -156,7 +185,11 @@ impl Heartbeat {
             Ok(answer) => {
                 let answer = answer.into_inner();
                 *known = !answer.register_again;
-                self.take(answer).await;
+                if *known {
+                    // A folder may have had no room for its name until now.
+                    self.join(&answer.cluster_id).await?;
+                    self.take(answer).await;
+                }
                 Ok(())
             }
             Err(status) => {
@@ -166,6 +199,29 @@ impl Heartbeat {
                 self.core.reporter.changed_files.lock().unwrap_or_else(|e| e.into_inner()).extend(changed_files);
                 Err(master.failed(&status))
             }
+        }
+    }
+
+    /// Names the folders for the cluster that this worker is in. A master of an earlier version does not say which that is.
+    async fn join(&self, cluster: &str) -> Result<()> {
+        if cluster.is_empty() {
+            self.core.store.join_unnamed();
+            return Ok(());
+        }
+        if !self.core.store.is_unnamed(cluster) {
+            return Ok(());
+        }
+        let (store, cluster) = (self.core.store.clone(), cluster.to_owned());
+        tokio::task::spawn_blocking(move || store.join_cluster(&cluster)).await.map_err(|e| err!(Internal, "registration: {e}"))?
+    }
+
+    /// Drops the blocks that keep this worker out, where it may. Errors: `WrongCluster`, as long as it does not; `Unavailable` when the next registration can do better.
+    async fn refused(&self, answer: HeartbeatResponse) -> Result<()> {
+        let (core, refused) = (self.core.clone(), answer.refused);
+        let dropped = tokio::task::spawn_blocking(move || cluster::give_up_others(&core, &answer.cluster_id, answer.admits_unnamed));
+        match dropped.await.map_err(|e| err!(Internal, "blocks of another cluster: {e}"))?? {
+            0 => Err(self.core.master.named(err!(WrongCluster, "this worker is not let in: {refused}"))),
+            blocks => Err(err!(Unavailable, "{blocks} blocks of another cluster are given up; this worker registers again")),
         }
     }
 

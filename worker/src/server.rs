@@ -3,7 +3,7 @@
 use crate::core::{Core, Mounts};
 use crate::hadoop::{OpenBlocks, Slots};
 use crate::master::Master;
-use crate::report::{Heartbeat, Reporter};
+use crate::report::{Heartbeat, Registration, Reporter};
 use crate::scrub;
 use crate::session::{self, Socket};
 use crate::store::BlockStore;
@@ -41,14 +41,18 @@ pub struct WorkerHandle {
     pub socket_path: PathBuf,
     /// The first folder of the first tier.
     pub mem_dir: PathBuf,
-    registered: watch::Receiver<bool>,
+    registered: watch::Receiver<Registration>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl WorkerHandle {
-    /// Waits until the master has answered once.
+    /// Waits until the master has answered once. Errors: `WrongCluster` when it does not let this worker in.
     pub async fn registered(&mut self) -> Result<()> {
-        self.registered.wait_for(|r| *r).await.map(drop).map_err(|_| err!(Unavailable, "the worker stopped"))
+        let answered = self.registered.wait_for(|r| !matches!(r, Registration::Unanswered)).await;
+        match &*answered.map_err(|_| err!(Unavailable, "the worker stopped"))? {
+            Registration::Refused(e) => Err(e.clone()),
+            _ => Ok(()),
+        }
     }
 
     /// Waits until everything stopped after the shutdown token was cancelled.
@@ -112,7 +116,7 @@ pub async fn start(config: &Config, more: axum::Router, shutdown: CancellationTo
     });
     let incarnation = rand::random();
     let heartbeat = Heartbeat { core: core.clone(), address, incarnation };
-    let (registered_sender, registered) = watch::channel(false);
+    let (registered_sender, registered) = watch::channel(Registration::Unanswered);
     let (hadoop_addr, hadoop_socket) = (front.as_ref().map(|f| f.addr), front.as_ref().map(|f| f.socket.clone()));
     let mut tasks = vec![
         tokio::spawn(accept_tcp(core.clone(), tcp, shutdown.clone())),

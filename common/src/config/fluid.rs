@@ -161,7 +161,11 @@ impl FluidRuntime {
         };
         let Some(own) = own else { return Ok(settings) };
         match part {
-            "worker" => settings.extend(tiers(&own.tiered_store_levels)?),
+            "worker" => {
+                settings.extend(tiers(&own.tiered_store_levels)?);
+                // A dataset that is deleted and made again has a new master; on the nodes is what the old one cached.
+                settings.push(("worker.discard_blocks_of".to_owned(), Value::from(vec!["any"])));
+            }
             // There is always something at `/`: the dataset's own, where it has that, from the beginning. All else is mounted when Fluid says so.
             "master" => {
                 let root: Vec<MountConfig> =
@@ -245,6 +249,7 @@ fn percent(ratio: &str) -> Result<Option<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Discard;
     use super::*;
 
     /// As Fluid's engine writes it (`generateRuntimeConfigData`).
@@ -278,6 +283,7 @@ mod tests {
         assert_eq!(loaded(&runtime, "client").unwrap().fuse.threads, 2);
         let worker = loaded(&runtime, "worker").unwrap().worker;
         assert!(!worker.hadoop && worker.node_name == "1001");
+        assert_eq!(worker.discards("CID-1"), Discard::Cached);
         worker.check().unwrap();
         let [mem, hdd] = worker.tiers.as_slice() else { panic!("{:?}", worker.tiers) };
         assert_eq!((mem.medium, hdd.medium), (Medium::Mem, Medium::Hdd));

@@ -6,12 +6,17 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// Longest id of a cluster.
+const CLUSTER_ID_MAX_BYTES: usize = 64;
+
 /// The master's settings.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MasterConfig {
     /// Journal, namespace and keys live here; made when missing.
     pub data_dir: PathBuf,
+    /// The cluster's id where its data have none yet; drawn when empty. For data of a version that knew none, put back beside workers that know it.
+    pub cluster_id: String,
     /// Address the ports are bound to; other than loopback needs `security.allow_insecure_bind`.
     pub bind: String,
     /// Clients and workers call this port (tonic). 0 takes any free one.
@@ -68,6 +73,7 @@ impl Default for MasterConfig {
     fn default() -> Self {
         MasterConfig {
             data_dir: super::default_data_dir().join("master"),
+            cluster_id: String::new(),
             bind: "127.0.0.1".into(),
             rpc_port: 19998,
             web_port: 19999,
@@ -99,6 +105,10 @@ impl Default for MasterConfig {
 
 impl MasterConfig {
     pub(super) fn check(&self) -> Result<()> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if self.cluster_id.len() > CLUSTER_ID_MAX_BYTES || !self.cluster_id.chars().all(plain) {
+            return Err(err!(InvalidArgument, "master.cluster_id: at most {CLUSTER_ID_MAX_BYTES} letters, digits, dots, dashes and underscores"));
+        }
         let (block, page) = (self.block_size.as_u64(), self.page_size.as_u64());
         if !BLOCK_SIZE_RANGE_BYTES.contains(&block) {
             return Err(err!(InvalidArgument, "master.block_size = {block}: must be between 64 KiB and 4 GiB"));

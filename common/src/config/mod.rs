@@ -23,7 +23,7 @@ pub use master::MasterConfig;
 pub use mount::{MountConfig, OptionValue, REDACTED, is_secret_option};
 pub use security::SecurityConfig;
 pub use tier::{AllocatePolicy, EvictPolicy, Medium, TierConfig, TierDir};
-pub use worker::{MemMount, WorkerConfig};
+pub use worker::{Discard, MemMount, UNNAMED_CLUSTER, WorkerConfig};
 
 use crate::{Result, err};
 use figment::Figment;

@@ -19,6 +19,22 @@ pub enum MemMount {
     Never,
 }
 
+/// Blocks that name no cluster: a version wrote them that knew none.
+pub const UNNAMED_CLUSTER: &str = "unnamed";
+/// Blocks of whichever cluster.
+const ANY_CLUSTER: &str = "any";
+
+/// Which blocks of another cluster a worker may drop to be let into its master's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discard {
+    /// None.
+    Nothing,
+    /// All, if the bytes of each are in an under store as well.
+    Cached,
+    /// All.
+    All,
+}
+
 /// Tiers of one worker.
 const TIERS_MAX: usize = 3;
 /// Folders of one tier.
@@ -65,6 +81,9 @@ pub struct WorkerConfig {
     pub mem_mount: MemMount,
     /// The tiers, fastest first. Empty: one MEM tier of `mem_dir` and `mem_quota`.
     pub tiers: Vec<TierConfig>,
+    /// Clusters whose blocks this worker drops when its master is of another one: the clusters' ids, `"unnamed"` for blocks that name none, `"any"` for those of all
+    /// clusters as long as no bytes among them are the only ones. Empty: it is not let in, and waits.
+    pub discard_blocks_of: Vec<String>,
     /// Which block leaves a full folder.
     pub evict_policy: EvictPolicy,
     /// Which folder of a tier takes a new block.
@@ -124,6 +143,7 @@ impl Default for WorkerConfig {
             mem_quota: ByteSize::gib(1),
             mem_mount: MemMount::Auto,
             tiers: Vec::new(),
+            discard_blocks_of: Vec::new(),
             evict_policy: EvictPolicy::S3Fifo,
             allocate_policy: AllocatePolicy::MostFree,
             watermark_high_percent: 95,
@@ -194,6 +214,16 @@ impl WorkerConfig {
         }
         let dir = TierDir { path: self.mem_dir.clone(), quota: self.mem_quota, reserve: ByteSize::b(0) };
         vec![TierConfig { medium: Medium::Mem, dirs: vec![dir] }]
+    }
+
+    /// What may be dropped of a cluster's blocks; empty: of those that name none.
+    pub fn discards(&self, cluster: &str) -> Discard {
+        let named = |name: &str| self.discard_blocks_of.iter().any(|of| of == name);
+        match if cluster.is_empty() { UNNAMED_CLUSTER } else { cluster } {
+            of if named(of) => Discard::All,
+            _ if named(ANY_CLUSTER) => Discard::Cached,
+            _ => Discard::Nothing,
+        }
     }
 
     /// The host that others reach this worker by.

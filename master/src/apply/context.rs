@@ -66,6 +66,11 @@ impl<'a, 't> Context<'a, 't> {
         id
     }
 
+    /// The version of a content that replaces one of version `old`.
+    pub fn next_version(&self, old: u64) -> u64 {
+        (old + 1).max(self.counters.versions_from)
+    }
+
     /// A new lease of the caller's, with file, time, worker and holder as given. The caller writes its id into the inode.
     pub fn grant_lease(&mut self, lease: Lease) -> u64 {
         let id = self.counters.next_lease_id;

@@ -126,7 +126,7 @@ fn begin_replacing(c: &mut Context<'_, '_>, op: &Create, path: &AbsPath, found: 
         asynchronous: op.asynchronous,
         cached: op.cached,
         replication_min: op.replication_min,
-        content_version: old.content_version + 1,
+        content_version: c.next_version(old.content_version),
         lease_id,
         length: 0,
         block_runs: Vec::new(),

@@ -6,6 +6,7 @@
 
 mod attributes;
 mod block;
+mod cluster;
 mod context;
 mod delete;
 mod file;
@@ -38,7 +39,7 @@ mod tests;
 
 use crate::store::{Cf, Reader, Store, Txn};
 use context::Context;
-use forebay_common::{Error, Result};
+use forebay_common::{Error, InodeId, Result};
 use forebay_proto::journal::{Command, Reply, command::Op};
 use forebay_proto::store::{Applied as AppliedRecord, Inode};
 
@@ -67,8 +68,11 @@ pub fn read_applied_in<R: Reader>(reader: &R) -> Result<AppliedRecord> {
     Ok(reader.record(Cf::Meta, b"applied")?.unwrap_or_default())
 }
 
-/// Applies the commands of one entry in one batch and returns a reply for each. Errors: the store failed; nothing was written.
+/// Applies the commands of one entry in one batch and returns a reply for each. Errors: the store failed, or a command is of a newer version; nothing was written.
 pub fn apply_entry(store: &Store, commands: &[Command], applied: &mut AppliedRecord, limits: &Limits) -> Result<Vec<Reply>> {
+    if commands.iter().any(|command| command.op.is_none()) {
+        return Err(unknown());
+    }
     let mut txn = Txn::new(store);
     let mut counters = txn.counters()?;
     if counters.next_inode_id == 0 {
@@ -118,9 +122,20 @@ fn failure(e: &Error) -> Reply {
     Reply { error_kind: e.kind().code(), error_message: e.message().to_owned(), error_stays, ..Reply::default() }
 }
 
+/// A command of a newer version. Passing it over would leave another state than that version's, so that nothing of it is applied.
+fn unknown() -> Error {
+    forebay_common::err!(Unsupported, "the journal holds a command this version does not know: start the newer version again")
+}
+
+/// Whether the state is that of a cluster before its first change.
+fn numbered_nothing(counters: &forebay_proto::store::Counters) -> bool {
+    let next = [counters.next_inode_id, counters.next_block_id, counters.next_lease_id, counters.next_mount_id];
+    next == [InodeId::ROOT.get() + 1, 1, 1, 1]
+}
+
 fn initialise(txn: &mut Txn<'_>, counters: &mut forebay_proto::store::Counters) {
     *counters = forebay_proto::store::Counters {
-        next_inode_id: 2,
+        next_inode_id: InodeId::ROOT.get() + 1,
         next_block_id: 1,
         next_lease_id: 1,
         next_mount_id: 1,
@@ -128,8 +143,8 @@ fn initialise(txn: &mut Txn<'_>, counters: &mut forebay_proto::store::Counters) 
         folders: 1,
         ..Default::default()
     };
-    let root = Inode { id: 1, folder: true, completed: true, mode: 0o755, ..Inode::default() };
-    txn.put(Cf::Dentry, &crate::store::dentry_key(forebay_common::InodeId(0), b""), &root);
+    let root = Inode { id: InodeId::ROOT.get(), folder: true, completed: true, mode: 0o755, ..Inode::default() };
+    txn.put(Cf::Dentry, &crate::store::dentry_key(InodeId(0), b""), &root);
 }
 
 fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
@@ -154,6 +169,7 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         Some(Op::HoldLocks(op)) => locks::hold(c, op),
         Some(Op::SetLock(op)) => locks::set(c, op),
         Some(Op::EndLocks(op)) => locks::end(c, op),
+        Some(Op::OpenCluster(op)) => cluster::open(c, op),
         Some(Op::Delete(op)) => delete::delete(c, op),
         Some(Op::Rename(op)) => rename::rename(c, op),
         Some(Op::SetAttributes(op)) => attributes::set(c, op),
@@ -171,6 +187,6 @@ fn dispatch(c: &mut Context<'_, '_>) -> Result<()> {
         Some(Op::SetPathConfig(op)) => path_config::set(c, op),
         Some(Op::StartJob(op)) => jobs::start(c, op),
         Some(Op::UpdateJob(op)) => jobs::update(c, op),
-        None => Err(forebay_common::err!(Unsupported, "the journal holds a command this version does not know: start the newer version again")),
+        None => Err(unknown()),
     }
 }

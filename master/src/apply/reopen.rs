@@ -27,7 +27,7 @@ fn take_back(c: &mut Context<'_, '_>, inode: &mut Inode) {
     inode.shadows |= inode.persisted;
     inode.persisted = false;
     inode.fingerprint = String::new();
-    inode.content_version += 1;
+    inode.content_version = c.next_version(inode.content_version);
     inode.changed_index = c.change;
 }
 

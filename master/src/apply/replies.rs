@@ -88,6 +88,7 @@ fn number_of(op: Option<&Op>) -> u32 {
         Some(Op::HoldLocks(_)) => 43,
         Some(Op::SetLock(_)) => 44,
         Some(Op::EndLocks(_)) => 45,
+        Some(Op::OpenCluster(_)) => 46,
     }
 }
 

@@ -122,7 +122,7 @@ fn one(c: &mut Context<'_, '_>, op: &SyncChildren, parent: &Inode, seen: &Seen) 
                 old.length = seen.length;
                 old.fingerprint = seen.fingerprint.clone();
                 old.modified_ms = seen.modified_ms;
-                old.content_version += 1;
+                old.content_version = c.next_version(old.content_version);
                 old.changed_index = c.change;
                 c.update(parent_id, &seen.name, &old);
                 return Ok(());

@@ -21,8 +21,10 @@ use forebay_hdfs::hadoop::hdfs::{self as wire, datanode_info_proto::AdminState};
 use forebay_proto::TierUsage;
 use forebay_proto::store::{Inode, Lease};
 
-/// All blocks are of one pool.
-pub const BLOCK_POOL: &str = "BP-forebay-1";
+/// All blocks are of one pool, the cluster's: Hadoop's clients keep descriptors of blocks by pool and number. What its name begins with.
+const BLOCK_POOL: &str = "BP-";
+/// That of clusters that are older than their ids: streams that were open while such a one got its id go on.
+const OLDER_BLOCK_POOL: &str = "BP-forebay-1";
 /// All blocks that are whole have it: an id never changes its meaning, so no stamp is needed to tell two contents apart. Greater ones are drawn only
 /// while a pipeline is recovered, to tell the workers that go on from those that do not.
 pub const GENERATION_STAMP: u64 = crate::apply::FIRST_STAMP;
@@ -114,8 +116,9 @@ pub fn worker_of(uuid: &str) -> Option<WorkerId> {
 }
 
 /// A block as clients name it.
-pub fn extended(block: BlockId, length: u64) -> wire::ExtendedBlockProto {
-    wire::ExtendedBlockProto { pool_id: BLOCK_POOL.to_owned(), block_id: block.get(), generation_stamp: GENERATION_STAMP, num_bytes: Some(length) }
+pub fn extended(core: &Core, block: BlockId, length: u64) -> wire::ExtendedBlockProto {
+    let pool_id = if core.cluster.older { OLDER_BLOCK_POOL.to_owned() } else { format!("{BLOCK_POOL}{}", core.cluster.id) };
+    wire::ExtendedBlockProto { pool_id, block_id: block.get(), generation_stamp: GENERATION_STAMP, num_bytes: Some(length) }
 }
 
 /// What a token for one block of a file says, but for its right; the block begins at `offset`, and may have its file's block size.
@@ -226,7 +229,7 @@ impl Asked<'_> {
             short_blocks: if length < self.inode.block_size_bytes { vec![0, length] } else { Vec::new() },
             ..block_claims(self.core, self.inode, offset, block, &self.asker.user, &workers)
         };
-        located(self.core, self.readable.then_some(&claims), offset, extended(block, length), &told)
+        located(self.core, self.readable.then_some(&claims), offset, extended(self.core, block, length), &told)
     }
 
     /// The block that is being written: its workers say how long it is.
@@ -238,7 +241,7 @@ impl Asked<'_> {
         }
         let workers: Vec<WorkerId> = at.iter().map(|told| told.worker.id).collect();
         let claims = Claims { lease_id: lease.id, ..block_claims(self.core, self.inode, offset, block, &self.asker.user, &workers) };
-        located(self.core, self.readable.then_some(&claims), offset, extended(block, 0), &at).map(Some)
+        located(self.core, self.readable.then_some(&claims), offset, extended(self.core, block, 0), &at).map(Some)
     }
 }
 

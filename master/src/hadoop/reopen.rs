@@ -168,7 +168,7 @@ pub async fn append(h: &Hadoop, a: &Asker, r: wire::AppendRequestProto) -> Answe
         // Its client cannot go on without; the file is completed as it was once the lease is over.
         rewrite(core, &inode, &lease, false).await?;
         let workers: Vec<_> = core.soft.workers.live().into_iter().filter(|w| w.id.get() == lease.worker_id).collect();
-        let last = locate::extended(BlockId(lease.rewritten_as), lease.rewritten_length);
+        let last = locate::extended(core, BlockId(lease.rewritten_as), lease.rewritten_length);
         block = Some(writable(core, a, &inode, lease.id, last, &workers)?);
     }
     Ok(wire::AppendResponseProto { block, stat: Some(status::encode(b"", &inode, None)) })

@@ -241,7 +241,7 @@ pub async fn add_block(h: &Hadoop, a: &Asker, r: wire::AddBlockRequestProto) -> 
     };
     let reply = core.change(Some(&a.caller(0)), Op::AddBlocks(op)).await?;
     let (_, inode) = core.store.view().inode(InodeId(inode.id))?.ok_or_else(|| err!(NotFound, "{} was deleted in the meantime", r.src))?;
-    let block = locate::extended(BlockId(reply.block_ids.first().copied().unwrap_or(0)), 0);
+    let block = locate::extended(core, BlockId(reply.block_ids.first().copied().unwrap_or(0)), 0);
     Ok(wire::AddBlockResponseProto { block: writable(core, a, &inode, lease.id, block, &workers)? })
 }
 

@@ -10,7 +10,7 @@ use crate::apply::{Applied, Limits, apply_entry, read_applied};
 use crate::store::Store;
 use forebay_common::config::MasterConfig;
 use forebay_common::error::at;
-use forebay_common::{Result, checksum, counter, err, gauge};
+use forebay_common::{ErrorKind, Result, checksum, counter, err, gauge};
 use forebay_proto::store::Applied as AppliedRecord;
 use openraft::storage::{RaftStateMachine, Snapshot, SnapshotMeta};
 use openraft::{BasicNode, Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, StorageError, StorageIOError, StoredMembership};
@@ -66,6 +66,7 @@ impl StateMachine {
         for wait in APPLY_AGAIN_AFTER {
             match apply_entry(&self.store, commands, &mut self.applied, &self.limits) {
                 Ok(replies) => return Ok(replies),
+                Err(e) if e.kind() == ErrorKind::Unsupported => return Err(e),
                 Err(e) => tracing::error!(error = %e, index = before.index, "an entry could not be applied; it is tried again"),
             }
             self.applied = before.clone();

@@ -131,6 +131,8 @@ impl Service {
             data_dir_free_bytes: bytes(disk.as_ref().map_or(0, nix::sys::statvfs::Statvfs::blocks_available)),
             at_risk: Some(core.persist.at_risk(core)?),
             hadoop_port: u32::from(core.hadoop_port),
+            cluster_id: core.cluster.id.clone(),
+            refused_workers: core.soft.workers.refused_lately(),
             kubernetes: (core.kubernetes_config.locality != Locality::None).then(|| kubernetes(core)),
         })
     }

@@ -12,6 +12,7 @@ mod worker;
 
 pub use file_system::Service as FileSystemService;
 
+use crate::cluster;
 use crate::core::{Core, Soft};
 use crate::driver::{self, PendingDriver};
 use crate::hadoop;
@@ -89,9 +90,11 @@ pub async fn start(config: &Config, more: impl FnOnce(SocketAddr) -> axum::Route
     let soft = Arc::new(Soft::default());
     soft.workers.set_leaving(&store.view().leaving_workers()?);
     let journal = Journal::start(&dir, &master, store.clone(), soft.clone(), &pages.replay).await?;
+    let identity = Identity::new(config.security.superuser_group.clone());
     let core = Arc::new(Core {
         keys: TokenKeys::open(&dir, &master)?,
-        identity: Identity::new(config.security.superuser_group.clone()),
+        cluster: cluster::open(&journal, &store, identity.started_by(), &master.cluster_id).await?,
+        identity,
         cluster_secret: config.security.cluster_secret()?,
         security: config.security.clone(),
         kubernetes_config: config.kubernetes.clone(),

@@ -1,6 +1,7 @@
 //! Workers register and report.
 
 use crate::block::tier_name;
+use crate::cluster;
 use crate::core::Core;
 use crate::mount::MountOptions;
 use crate::namespace;
@@ -31,7 +32,7 @@ impl Service {
         Err(err!(Unauthenticated, "this worker does not know the cluster's secret: give it the same security.cluster_secret_file"))
     }
 
-    fn answer(&self, worker: WorkerId, register_again: bool, orders: Orders) -> Result<HeartbeatResponse> {
+    fn answer(&self, worker: WorkerId, orders: Orders) -> Result<HeartbeatResponse> {
         let core = &self.0;
         let mut mounts = Vec::new();
         for mount in core.store.view().mounts()? {
@@ -49,7 +50,7 @@ impl Service {
         let (pin, unpin): (Vec<_>, Vec<_>) = orders.pins.into_iter().partition(|(_, pinned)| *pinned);
         let ids = |pins: Vec<(u64, bool)>| pins.into_iter().map(|(id, _)| id).collect();
         Ok(HeartbeatResponse {
-            register_again,
+            register_again: false,
             keys,
             mounts,
             mounts_version: 0,
@@ -59,6 +60,9 @@ impl Service {
             unpin_blocks: ids(unpin),
             leaving: core.soft.workers.is_leaving(worker),
             settled_blocks: orders.settled,
+            cluster_id: core.cluster.id.clone(),
+            admits_unnamed: core.cluster.older,
+            refused: String::new(),
         })
     }
 
@@ -67,7 +71,7 @@ impl Service {
         let core = &self.0;
         let worker = WorkerId(request.worker_id);
         let Some(mut orders) = core.soft.workers.heartbeat(request) else {
-            return self.answer(worker, true, Orders::default());
+            return Ok(HeartbeatResponse { register_again: true, ..HeartbeatResponse::default() });
         };
         for counter in std::mem::take(&mut orders.increments) {
             core.metrics.add(&counter.name, counter.value);
@@ -127,7 +131,7 @@ impl Service {
         }
         // Only now: until here the block map did not have all of it.
         core.soft.workers.note_told(worker, request.all_told && request.leaving);
-        self.answer(worker, false, orders)
+        self.answer(worker, orders)
     }
 
     async fn hold(&self, request: &HoldLeaseRequest) -> Result<HoldLeaseResponse> {
@@ -144,6 +148,17 @@ impl WorkerMaster for Service {
         self.admit(&request.cluster_secret).map_err(|e| to_status(&e))?;
         let address = request.address.clone().ok_or_else(|| to_status(&err!(InvalidArgument, "a worker registers without an address")))?;
         let id = WorkerId(address.worker_id);
+        if let Err(e) = cluster::admit(&self.0.cluster, &cluster::told(&request)) {
+            self.0.soft.blocks.remove_worker(id);
+            self.0.soft.tasks.forget_worker(id, false);
+            self.0.soft.workers.refuse(&address, e.message());
+            return Ok(Response::new(HeartbeatResponse {
+                cluster_id: self.0.cluster.id.clone(),
+                admits_unnamed: self.0.cluster.older,
+                refused: e.message().to_owned(),
+                ..HeartbeatResponse::default()
+            }));
+        }
         tracing::info!(worker = %id, host = address.host, port = address.data_port, "worker registered");
         // Another process than the one that was to leave.
         if self.0.soft.workers.another_was_to_leave(id, request.incarnation) {
@@ -152,7 +167,7 @@ impl WorkerMaster for Service {
         self.0.soft.blocks.remove_worker(id);
         self.0.soft.tasks.forget_worker(id, false);
         self.0.soft.workers.register(&request, address);
-        self.answer(id, false, Orders::default()).map(Response::new).map_err(|e| to_status(&e))
+        self.answer(id, Orders::default()).map(Response::new).map_err(|e| to_status(&e))
     }
 
     async fn hold_lease(&self, request: Request<HoldLeaseRequest>) -> Result<Response<HoldLeaseResponse>, Status> {

@@ -37,13 +37,15 @@ pub enum Cf {
     LockedFile,
     /// job id -> `Job`.
     Job,
-    /// `store::Counters` and `store::Applied`, and that runs were split.
+    /// `store::Counters`, `store::Applied`, `store::Cluster`, and workers that leave.
     Meta,
+    /// The number of the store's format. Versions that do not know this family open no store that has it.
+    Format,
 }
 
 impl Cf {
     /// All of them.
-    pub const ALL: [Cf; 18] = [
+    pub const ALL: [Cf; 19] = [
         Cf::Dentry,
         Cf::Link,
         Cf::Block,
@@ -62,6 +64,7 @@ impl Cf {
         Cf::LockedFile,
         Cf::Job,
         Cf::Meta,
+        Cf::Format,
     ];
 
     /// Whose records come and go while others look at all that are there.
@@ -90,6 +93,7 @@ impl Cf {
             Cf::LockedFile => "locked_file",
             Cf::Job => "job",
             Cf::Meta => "meta",
+            Cf::Format => "format",
         }
     }
 }

@@ -26,6 +26,9 @@ pub fn ttl_key(expires_at_ms: u64, inode_id: u64) -> [u8; 16] {
     pair_key(expires_at_ms, inode_id)
 }
 
+/// Where the cluster's record is in `Meta`.
+pub const CLUSTER_KEY: &[u8] = b"cluster";
+
 /// What the key of a leaving worker begins with.
 pub const LEAVING_PREFIX: &[u8] = b"leaving/";
 

@@ -9,7 +9,7 @@ mod reader;
 mod txn;
 
 pub use cf::Cf;
-pub use keys::{LEAVING_PREFIX, dentry_key, id_key, leaving_key, locked_key, reply_key, split_dentry_key, ttl_key};
+pub use keys::{CLUSTER_KEY, LEAVING_PREFIX, dentry_key, id_key, leaving_key, locked_key, reply_key, split_dentry_key, ttl_key};
 pub use reader::{RUN_SPAN, Reader, View, parse_run, run_floor, run_record, spans};
 pub use txn::Txn;
 
@@ -18,8 +18,10 @@ use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBRecoveryMo
 use std::path::Path;
 use std::sync::Arc;
 
-/// Written once the family `Block` has no record that crosses a span.
-const RUN_SPAN_KEY: &[u8] = b"run_span";
+/// How the records are to be read. 2: no record of the family `Block` crosses a span. 1 is not written down.
+const FORMAT: u32 = 2;
+/// Its key, in the family `Format`.
+const FORMAT_KEY: &[u8] = b"format";
 /// Records rewritten in one batch.
 const SPLIT_AT_ONCE: usize = 10_000;
 /// Bytes of the families whose records come and go, before they are flushed: what is gone is walked over by whoever looks at what is there, until then.
@@ -46,7 +48,8 @@ pub(crate) fn rocks(doing: &str) -> impl FnOnce(rocksdb::Error) -> Error + '_ {
 }
 
 impl Store {
-    /// Opens or creates the store in `dir`. Errors: `Corrupt` with RocksDB's words, `Busy` when another process has it.
+    /// Opens or creates the store in `dir`; one of an earlier format is rewritten. Errors: `Corrupt` with RocksDB's words, `Busy` when another process has it, `Unsupported`
+    /// for a later format.
     pub fn open(dir: &Path, cache_bytes: usize) -> Result<Self> {
         let mut options = Options::default();
         options.create_if_missing(true);
@@ -82,16 +85,29 @@ impl Store {
             rocks("opening")(e)
         })?;
         let store = Store { db: Arc::new(db) };
-        store.split_runs()?;
+        match store.format()? {
+            FORMAT => {}
+            earlier if earlier < FORMAT => store.split_runs()?,
+            later => {
+                return Err(err!(
+                    Unsupported,
+                    "metadata in {} are of format {later}, this version knows formats up to {FORMAT}: start the version that wrote them, or a later one",
+                    dir.display()
+                ));
+            }
+        }
         Ok(store)
     }
 
-    /// Run records of earlier versions spoke of any number of blocks. Done once, before anything is applied; killed in the middle, it is done again.
+    fn format(&self) -> Result<u32> {
+        let raw = self.db.get_cf(self.cf(Cf::Format), FORMAT_KEY).map_err(rocks("reading"))?;
+        raw.map_or(Ok(1), |raw| {
+            raw.try_into().map(u32::from_be_bytes).map_err(|raw| err!(Corrupt, "metadata store: its format {raw:02x?} is no number"))
+        })
+    }
+
+    /// From format 1 to 2: run records spoke of any number of blocks. Done once, before anything is applied; killed in the middle, it is done again.
     fn split_runs(&self) -> Result<()> {
-        let meta = self.cf(Cf::Meta);
-        if self.db.get_cf(meta, RUN_SPAN_KEY).map_err(rocks("reading"))?.is_some() {
-            return Ok(());
-        }
         let family = self.cf(Cf::Block);
         let (mut batch, mut split) = (WriteBatch::default(), 0_u64);
         for pair in self.db.iterator_cf(family, IteratorMode::Start) {
@@ -110,7 +126,7 @@ impl Store {
                 self.db.write(std::mem::take(&mut batch)).map_err(rocks("writing"))?;
             }
         }
-        batch.put_cf(meta, RUN_SPAN_KEY, RUN_SPAN.to_be_bytes());
+        batch.put_cf(self.cf(Cf::Format), FORMAT_KEY, FORMAT.to_be_bytes());
         self.db.write(batch).map_err(rocks("writing"))?;
         if split > 0 {
             tracing::info!(runs = split, "records of an earlier version were rewritten");
@@ -179,7 +195,7 @@ mod tests {
         for (owner, (first, count)) in (7..).zip(runs) {
             run(&store, first, count, owner);
         }
-        store.db.delete_cf(store.cf(Cf::Meta), RUN_SPAN_KEY).unwrap();
+        store.db.delete_cf(store.cf(Cf::Format), FORMAT_KEY).unwrap();
         drop(store);
         for _ in 0..2 {
             let store = Store::open(dir.path(), 1 << 20).unwrap();
@@ -193,6 +209,20 @@ mod tests {
                 assert_eq!(view.block_owner(BlockId(id)).unwrap(), None, "{id}");
             }
         }
+    }
+
+    /// Neither this version with a later one's store, nor an earlier version (which has no family `Format`) with ours.
+    #[test]
+    fn a_store_of_a_later_format_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 1 << 20).unwrap();
+        store.db.put_cf(store.cf(Cf::Format), FORMAT_KEY, (FORMAT + 1).to_be_bytes()).unwrap();
+        drop(store);
+        let e = Store::open(dir.path(), 1 << 20).err().unwrap();
+        assert!(e.kind() == ErrorKind::Unsupported && e.message().contains("format 3") && e.message().contains("up to 2"), "{e}");
+        let earlier = Cf::ALL.iter().filter(|cf| **cf != Cf::Format).map(|cf| ColumnFamilyDescriptor::new(cf.name(), Options::default()));
+        let e = DB::open_cf_descriptors(&Options::default(), dir.path(), earlier).err().unwrap();
+        assert!(e.as_ref().contains("not opened: format"), "{e}");
     }
 
     proptest::proptest! {

@@ -1,9 +1,9 @@
 //! Reading records: the same typed getters over a snapshot (`View`) and over a command being applied (`Txn`).
 
-use super::{Cf, LEAVING_PREFIX, Store, dentry_key, id_key, rocks};
+use super::{CLUSTER_KEY, Cf, LEAVING_PREFIX, Store, dentry_key, id_key, rocks};
 use forebay_common::{BlockId, InodeId, MountId, Result, WorkerId, err};
 use forebay_proto::Job;
-use forebay_proto::store::{Counters, FileLocks, Inode, Lease, Link, LockSession, Mount, Pending, Persist};
+use forebay_proto::store::{Cluster, Counters, FileLocks, Inode, Lease, Link, LockSession, Mount, Pending, Persist};
 use prost::Message;
 use rocksdb::{Direction, IteratorMode, ReadOptions, SnapshotWithThreadMode};
 
@@ -171,6 +171,11 @@ pub trait Reader {
     /// The next ids and the totals.
     fn counters(&self) -> Result<Counters> {
         Ok(self.record(Cf::Meta, b"counters")?.unwrap_or_default())
+    }
+
+    /// Which cluster this is. Errors: `Corrupt` before it was opened.
+    fn cluster(&self) -> Result<Cluster> {
+        self.record(Cf::Meta, CLUSTER_KEY)?.ok_or_else(|| err!(Corrupt, "metadata store does not say which cluster it is of"))
     }
 
     /// Every record of a small family.

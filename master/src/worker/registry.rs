@@ -2,12 +2,15 @@
 
 use super::racks::Racks;
 use forebay_common::{BlockId, WorkerId, clock};
-use forebay_proto::{HeartbeatRequest, NamedValue, RegisterRequest, TierUsage, WorkerAddress, WorkerReport};
+use forebay_proto::{HeartbeatRequest, NamedValue, RefusedWorker, RegisterRequest, TierUsage, WorkerAddress, WorkerReport};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+/// Refused workers that are remembered, and for how long: they ask again before it is over.
+const REFUSED_MAX: usize = 1_000;
+const REFUSED_FOR: Duration = Duration::from_secs(60);
 /// Deletions, and pins, sent with one heartbeat.
 const DELETES_PER_HEARTBEAT: usize = 10_000;
 
@@ -71,6 +74,7 @@ pub struct Orders {
 pub struct Registry {
     leaving: RwLock<HashMap<WorkerId, Leaving>>,
     workers: RwLock<HashMap<WorkerId, Worker>>,
+    refused: Mutex<HashMap<WorkerId, (Instant, RefusedWorker)>>,
     /// Where machines are.
     pub racks: Racks,
 }
@@ -95,7 +99,29 @@ impl Registry {
             settled: HashSet::new(),
             all_told: false,
         };
+        self.refused().remove(&id);
         self.workers.write().unwrap_or_else(|e| e.into_inner()).insert(id, worker);
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashMap<WorkerId, (Instant, RefusedWorker)>> {
+        self.refused.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A worker is not let in, and what was known of it is over.
+    pub fn refuse(&self, address: &WorkerAddress, reason: &str) {
+        self.workers.write().unwrap_or_else(|e| e.into_inner()).remove(&WorkerId(address.worker_id));
+        let mut refused = self.refused();
+        refused.retain(|_, (at, _)| at.elapsed() < REFUSED_FOR);
+        let id = WorkerId(address.worker_id);
+        let worker = RefusedWorker { address: Some(address.clone()), reason: reason.to_owned() };
+        if (refused.len() < REFUSED_MAX || refused.contains_key(&id)) && refused.insert(id, (Instant::now(), worker)).is_none() {
+            tracing::error!(worker = %id, host = address.host, port = address.data_port, "a worker is refused: {reason}");
+        }
+    }
+
+    /// Workers that asked a while ago and were not let in.
+    pub fn refused_lately(&self) -> Vec<RefusedWorker> {
+        self.refused().values().filter(|(at, _)| at.elapsed() < REFUSED_FOR).map(|(_, worker)| worker.clone()).collect()
     }
 
     /// Takes a heartbeat. `None`: unknown or lost, register again.

@@ -5,7 +5,7 @@
 //! that; what is acknowledged outlives this process; nothing beyond it is served.
 
 use crate::core::Core;
-use crate::store::BlockStore;
+use crate::store::{BlockStore, Dir};
 use crate::write::BlockWriter;
 use bytes::Bytes;
 use forebay_common::{BlockId, Error, Result, counter, err, gauge};
@@ -84,6 +84,7 @@ impl OpenBlocks {
         let Some(left) = self.store.take_left_open(id) else { return Ok(None) };
         match BlockWriter::resume(self.store.clone(), &left, id) {
             Ok(writer) => {
+                left.dir.release(left.charged_bytes);
                 RESUMED.inc();
                 tracing::info!(block = %id, length = writer.length(), "a block that was being written is taken over");
                 let block = OpenBlock::new(writer, false);
@@ -106,6 +107,13 @@ impl OpenBlocks {
         let mut out: Vec<BlockId> = lock(&self.all).values().filter(|block| idle(block)).map(|block| block.id).collect();
         out.extend(self.store.left_open());
         out
+    }
+
+    /// Those that are open in a folder.
+    pub fn in_dir(&self, dir: &Arc<Dir>) -> Vec<BlockId> {
+        let all: Vec<Arc<OpenBlock>> = lock(&self.all).values().cloned().collect();
+        let here = |block: &Arc<OpenBlock>| lock(&block.state).writer.as_ref().is_some_and(|writer| writer.is_in(dir));
+        all.iter().filter(|block| here(block)).map(|block| block.id).collect()
     }
 
     /// Drops one that no file wants. Blocks the thread.

@@ -5,6 +5,7 @@
 //! may go on with.
 
 use super::block_file::{BlockFile, open_path, paths};
+use super::cluster;
 use super::dir::Dir;
 use forebay_common::error::at;
 use forebay_common::{BlockId, ErrorKind, Result, err};
@@ -36,6 +37,8 @@ struct Blocks {
     places: HashMap<BlockId, Place>,
     /// Those that were being written.
     open: HashMap<BlockId, Place>,
+    /// Of another cluster than a block of the same number that is here as well: left as they are.
+    others: Vec<(BlockId, Place)>,
     /// In the order in which they are read: the fastest tier first.
     order: VecDeque<BlockId>,
 }
@@ -90,6 +93,30 @@ impl Unread {
         self.left.store(blocks.places.len(), Ordering::Release);
     }
 
+    /// Those in a folder whose headers nobody has read.
+    pub fn whole_in(&self, dir: &Arc<Dir>) -> Vec<BlockId> {
+        self.blocks().places.iter().filter(|(_, place)| Arc::ptr_eq(&place.dir, dir)).map(|(id, _)| *id).collect()
+    }
+
+    /// How many are in a folder.
+    pub fn count_in(&self, dir: &Arc<Dir>) -> usize {
+        let blocks = self.blocks();
+        let here = |place: &&Place| Arc::ptr_eq(&place.dir, dir);
+        blocks.places.values().chain(blocks.open.values()).chain(blocks.others.iter().map(|(_, place)| place)).filter(here).count()
+    }
+
+    /// Takes all of a folder out; whoever gets the answer removes them, and releases what was charged.
+    pub fn take_all_in(&self, dir: &Arc<Dir>) -> Vec<(BlockId, Place)> {
+        let mut blocks = self.blocks();
+        let blocks = &mut *blocks;
+        let here = |place: &Place| Arc::ptr_eq(&place.dir, dir);
+        let mut taken: Vec<(BlockId, Place)> = blocks.places.extract_if(|_, place| here(place)).collect();
+        taken.extend(blocks.open.extract_if(|_, place| here(place)));
+        taken.extend(blocks.others.extract_if(.., |(_, place)| here(place)));
+        self.left.store(blocks.places.len(), Ordering::Release);
+        taken
+    }
+
     /// The next ones to be read. Each is named once: one that cannot be read waits until it is asked for.
     pub fn next(&self, count: usize) -> Vec<BlockId> {
         let mut blocks = self.blocks();
@@ -100,6 +127,7 @@ impl Unread {
     /// Reads the names in a folder. Errors: another version of Forebay wrote it.
     pub fn scan(&self, dir: &Arc<Dir>) -> Result<()> {
         check_format(dir.path())?;
+        dir.set_cluster(cluster::read(dir.path())?);
         let shards: Vec<PathBuf> = std::fs::read_dir(dir.path()).map_err(at(dir.path().display()))?.flatten().map(|shard| shard.path()).collect();
         let per_thread = shards.len().div_ceil(SCANNERS).max(1);
         let found: Vec<Scanned> = std::thread::scope(|scope| {
@@ -109,6 +137,12 @@ impl Unread {
         let mut removed: u64 = found.iter().map(|scanned| scanned.removed).sum();
         let mut blocks = self.blocks();
         for (id, charged_bytes, open) in found.into_iter().flat_map(|scanned| scanned.blocks) {
+            let known = blocks.places.get(&id).or_else(|| blocks.open.get(&id));
+            if known.is_some_and(|known| known.dir.cluster() != dir.cluster()) {
+                dir.charge(charged_bytes);
+                blocks.others.push((id, Place { dir: dir.clone(), charged_bytes }));
+                continue;
+            }
             let remove = |dir: &Dir| {
                 let (data, head) = paths(dir.path(), id);
                 for path in [open_path(dir.path(), id), data, head] {
@@ -224,17 +258,19 @@ fn check_format(dir: &Path) -> Result<()> {
             found.trim(),
             FORMAT.trim()
         )),
-        // Whole or not there, whatever happens: a part of it would be another version's.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let temporary = dir.join("FORMAT.tmp");
-            let write = || {
-                std::fs::write(&temporary, FORMAT)?;
-                File::open(&temporary)?.sync_all()?;
-                std::fs::rename(&temporary, &path)?;
-                File::open(dir)?.sync_all()
-            };
-            write().map_err(at(path.display()))
-        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => write_whole(dir, "FORMAT", FORMAT),
         Err(e) => Err(forebay_common::Error::io(path.display(), &e)),
     }
+}
+
+/// Writes a file of a folder that is whole or not there, whatever happens: a part of it would be something else.
+pub fn write_whole(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let (path, temporary) = (dir.join(name), dir.join(format!("{name}.tmp")));
+    let write = || {
+        std::fs::write(&temporary, text)?;
+        File::open(&temporary)?.sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(at(path.display()))
 }

@@ -21,7 +21,7 @@ use nix::sys::statfs::statfs;
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,9 @@ pub struct Dir {
     pages: MemPages,
     warnings: Vec<String>,
     health: Mutex<Health>,
+    cluster: Mutex<String>,
+    /// It is known whose the blocks are that it gets.
+    admitted: AtomicBool,
     used_bytes: AtomicU64,
     zombie_bytes: AtomicU64,
     zombies: Mutex<Vec<Zombie>>,
@@ -172,6 +175,8 @@ impl Dir {
             pages,
             warnings,
             health: Mutex::default(),
+            cluster: Mutex::default(),
+            admitted: AtomicBool::new(false),
             used_bytes: AtomicU64::new(0),
             zombie_bytes: AtomicU64::new(0),
             zombies: Mutex::default(),
@@ -232,6 +237,22 @@ impl Dir {
     /// What `doctor` should say.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// The cluster whose blocks it has, as it says on the disk; empty: it says none.
+    pub fn cluster(&self) -> String {
+        lock(&self.cluster).clone()
+    }
+
+    /// It says so on the disk by now; or it cannot be made to, and gets no blocks.
+    pub fn set_cluster(&self, cluster: String) {
+        self.admitted.store(!cluster.is_empty(), Ordering::Release);
+        *lock(&self.cluster) = cluster;
+    }
+
+    /// It gets blocks without saying whose they are: the master knows no clusters.
+    pub fn admit_unnamed(&self) {
+        self.admitted.store(true, Ordering::Release);
     }
 
     /// Has the names of a block's files on the disk.
@@ -340,8 +361,13 @@ impl Dir {
         self.stuck_pass.load(Ordering::Acquire) > pass
     }
 
-    /// Whether new blocks may come.
+    /// Whether new blocks may come: not before it says whose they are.
     pub fn is_open(&self) -> bool {
+        self.admitted.load(Ordering::Acquire) && self.is_well()
+    }
+
+    /// Whether its file system works and has room, as far as is known.
+    pub fn is_well(&self) -> bool {
         match &*lock(&self.health) {
             Health::Good => true,
             Health::Full(until) => Instant::now() >= *until,

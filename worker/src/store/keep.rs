@@ -74,11 +74,9 @@ impl BlockStore {
         file.sync()
     }
 
-    /// Takes over where a block is that an earlier process was writing. What was charged for it is released.
+    /// Takes over where a block is that an earlier process was writing. Whoever does releases what was charged for it, once it is charged anew.
     pub fn take_left_open(&self, id: BlockId) -> Option<LeftOpen> {
-        let left = self.unread.take_open(id)?;
-        left.dir.release(left.charged_bytes);
-        Some(left)
+        self.unread.take_open(id)
     }
 
     /// It could not be taken over this time. One whose bytes cannot be believed is set aside for a person to look at.
@@ -87,9 +85,9 @@ impl BlockStore {
         if e.kind() == ErrorKind::Corrupt {
             DAMAGED.inc();
             set_aside(&left.dir, id);
+            left.dir.release(left.charged_bytes);
         } else {
             left.dir.note_error(e);
-            left.dir.charge(left.charged_bytes);
             self.unread.put_open_back(id, left);
         }
     }
@@ -99,6 +97,7 @@ impl BlockStore {
         if let Some(left) = self.take_left_open(id) {
             remove_files(&left.dir, id);
             let _ = std::fs::remove_file(open_path(left.dir.path(), id));
+            left.dir.release(left.charged_bytes);
         }
     }
 

@@ -10,6 +10,7 @@ mod adopt;
 pub mod allocate;
 mod block;
 mod block_file;
+mod cluster;
 mod dir;
 pub mod evict;
 mod evictor;
@@ -201,9 +202,9 @@ impl BlockStore {
         let dir = &place.dir;
         match BlockFile::adopt(dir, id, None) {
             Ok(file) => {
-                dir.release(place.charged_bytes);
                 let file = Arc::new(file);
                 self.enter(&mut shard, &file);
+                dir.release(place.charged_bytes);
                 self.note_changed(id);
                 Some(file.block.clone())
             }

@@ -33,7 +33,13 @@ fn config(dir: &std::path::Path, quota: u64) -> WorkerConfig {
 }
 
 fn open(dir: &std::path::Path, quota: u64) -> Arc<BlockStore> {
-    BlockStore::open(&config(dir, quota)).unwrap()
+    admitted(BlockStore::open(&config(dir, quota)).unwrap())
+}
+
+/// As after a registration.
+fn admitted(store: Arc<BlockStore>) -> Arc<BlockStore> {
+    store.join_cluster("CID-1").unwrap();
+    store
 }
 
 fn bytesize(bytes: u64) -> bytesize::ByteSize {
@@ -169,7 +175,7 @@ fn eventually_open(config: &WorkerConfig) -> Result<Arc<BlockStore>> {
     loop {
         match BlockStore::open(config) {
             Err(e) if e.kind() == ErrorKind::Busy && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-            other => return other,
+            other => return other.map(admitted),
         }
     }
 }
@@ -428,4 +434,51 @@ async fn blocks_of_a_file_are_joined() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(store.usage()[0].blocks, ids.len() as u64 - 1);
+}
+
+/// Folders of two clusters, which have a block of the same number each: nothing is dropped for it, and each can be given up by itself.
+#[test]
+fn folders_of_two_clusters_keep_their_blocks() {
+    let dir = TestDir::new();
+    let two = three_tiers(dir.path(), [4 << 20; 3]);
+    let only = |medium| WorkerConfig { tiers: two.tiers.iter().filter(|t| t.medium == medium).cloned().collect(), ..two.clone() };
+    for (medium, cluster) in [(Medium::Ssd, "CID-1"), (Medium::Hdd, "CID-2")] {
+        let store = BlockStore::open(&only(medium)).unwrap();
+        assert!(store.get_or_create(header(5, PAGE)).is_err(), "no block comes to a folder that does not say whose it is");
+        store.join_cluster(cluster).unwrap();
+        filled(&store, 5, FLAG_ONLY_COPY).unwrap();
+        filled(&store, 6, 0).unwrap();
+    }
+    let open = || loop {
+        match BlockStore::open(&two) {
+            Err(e) if e.kind() == ErrorKind::Busy => std::thread::sleep(Duration::from_millis(5)),
+            other => return other.unwrap(),
+        }
+    };
+    let store = open();
+    let of = |store: &BlockStore, cluster: &str| store.dirs_with_blocks().into_iter().find(|dir| dir.cluster() == cluster);
+    assert_eq!(store.dirs_with_blocks().len(), 2, "memory is empty");
+    for cluster in ["CID-1", "CID-2", "CID-3"] {
+        assert!(store.is_unnamed(cluster));
+        assert_eq!(store.join_cluster(cluster).unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    let first = of(&store, "CID-1").unwrap();
+    assert_eq!(store.only_copies_in(&first), 1);
+    assert_eq!(store.only_copies_in(&of(&store, "CID-2").unwrap()), 2, "what cannot be looked at may be one");
+    // What is only cached goes, the rest stays.
+    assert_eq!(store.empty_dir(&first, true), 1);
+    assert!(store.get(BlockId(5)).unwrap().verify_all().is_ok());
+    assert_eq!(store.empty_dir(&first, false), 1);
+    assert_eq!((store.dirs_with_blocks().len(), first.used_bytes()), (1, 0));
+    drop((store, first));
+    let store = open();
+    store.join_cluster("CID-2").unwrap();
+    for id in [5, 6] {
+        let block = store.get(BlockId(id)).unwrap();
+        assert!(block.verify_all().is_ok() && tier_of(&store, id) == Some(Medium::Hdd), "block {id} of the other cluster is there");
+    }
+    let second = of(&store, "CID-2").unwrap();
+    assert_eq!((store.empty_dir(&second, false), second.used_bytes()), (2, 0));
+    store.join_cluster("CID-3").unwrap();
+    assert!(!store.is_unnamed("CID-3"));
 }

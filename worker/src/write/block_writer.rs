@@ -131,6 +131,11 @@ impl BlockWriter {
         self.header.block
     }
 
+    /// Whether what is written of it is in this folder.
+    pub fn is_in(&self, dir: &Arc<Dir>) -> bool {
+        self.dir.as_ref().is_some_and(|own| Arc::ptr_eq(own, dir))
+    }
+
     pub fn length(&self) -> u64 {
         self.length
     }

@@ -1,6 +1,6 @@
-//! `UfsUri`: `s3://bucket/prefix`, `hdfs://name-service/folder`, `file:///folder`, and the other object stores.
+//! `UfsUri`: `s3://bucket/prefix`, `hdfs://name-service/folder`, `file:///folder`, and the other object stores. How they are written, not how they are reached: that is `forebay-ufs`.
 
-use forebay_common::{Result, err};
+use crate::{Result, err};
 use std::fmt;
 
 /// A service reached through opendal.
