@@ -89,7 +89,7 @@ pub struct MountArgs {
     #[arg(long)]
     pub read_only: bool,
     /// Options, separated by commas, each also in section [fuse] of the configuration: attr_ttl_ms, entry_ttl_ms, threads, passthrough,
-    /// read_ahead_kb, staging_dir, control_dir, allow_other, hard, shared_locks, prefetch_files
+    /// read_ahead_kb, staging_dir, control_dir, allow_other, hard, shared_locks, prefetch_files, nodes_memory
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Take a mount that is there over from its process, with what is open in it: an upgrade that programs do not notice. Where none is there, mount

@@ -11,6 +11,7 @@ pub mod error;
 pub mod id;
 pub mod layout;
 pub mod limits;
+pub mod memory;
 pub mod metrics;
 pub mod path;
 pub mod telemetry;

@@ -204,3 +204,19 @@ pub fn resend(device: BorrowedFd<'_>) -> Result<()> {
     nix::unistd::write(device, &message)?;
     Ok(())
 }
+
+/// The kernel is to forget nodes that nobody uses, at most so many as fit a message (`fuse_notify_prune_out`, Linux 6.18). Errors: `EINVAL` from a kernel that does not know it.
+pub fn prune(device: BorrowedFd<'_>, nodes: &[u64]) -> std::io::Result<()> {
+    const FUSE_NOTIFY_PRUNE: u32 = 9;
+    const HEAD_BYTES: usize = 32;
+    let (Ok(count), Ok(length)) = (u32::try_from(nodes.len()), u32::try_from(HEAD_BYTES + 8 * nodes.len())) else {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    };
+    let mut message = Vec::with_capacity(length as usize);
+    for word in [length, FUSE_NOTIFY_PRUNE, 0, 0, count, 0, 0, 0] {
+        message.extend(word.to_ne_bytes());
+    }
+    message.extend(nodes.iter().flat_map(|node| node.to_ne_bytes()));
+    nix::unistd::write(device, &message)?;
+    Ok(())
+}

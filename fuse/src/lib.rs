@@ -22,6 +22,7 @@ mod nodes;
 mod opening;
 mod session;
 mod staged;
+mod trim;
 mod x_attr;
 
 pub use mount::STATISTICS;

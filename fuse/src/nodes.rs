@@ -11,13 +11,17 @@ use crate::staged::Staged;
 use forebay_common::{AbsPath, Result, err, gauge};
 use forebay_proto::FileStatus;
 use forebay_proto::mount as wire;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 gauge!(pub NODES, "forebay_fuse_nodes", "files and folders that the kernel knows by number");
 
 pub const ROOT: u64 = 1;
+/// Entries of the order beside those of nodes that are there, before these are sorted out.
+const ORDER_SLACK: usize = 1_024;
+/// Tables with room for fewer are not made smaller.
+const TABLES_LEAST: usize = 16_384;
 /// Where the count of a number begins.
 const COUNT_BIT: u32 = 53;
 
@@ -55,6 +59,8 @@ pub struct Node {
     pub opened: tokio::sync::Mutex<Opened>,
     in_use: Mutex<Use>,
     gone: AtomicBool,
+    /// Since it was last looked at for who may be forgotten.
+    used: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -77,6 +83,7 @@ impl Node {
             opened: tokio::sync::Mutex::default(),
             in_use: Mutex::default(),
             gone: AtomicBool::new(false),
+            used: AtomicBool::new(true),
         })
     }
 
@@ -110,6 +117,7 @@ impl Node {
 
     /// Called with `opened` locked, after a change of it.
     pub fn note_use(&self, opened: &Opened) {
+        self.used.store(true, Ordering::Relaxed);
         *lock(&self.in_use) = match &opened.staged {
             Some(staged) => Use::Staged(staged.clone()),
             None if opened.readers > 0 || opened.backing.is_some() => Use::Reads(opened.version),
@@ -120,6 +128,12 @@ impl Node {
     /// Deleted, or replaced by something else.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::SeqCst)
+    }
+
+    /// Whether nobody has it open. One that is being opened or closed is not.
+    fn is_idle(&self) -> bool {
+        let idle = |opened: &Opened| opened.handles == 0 && opened.staged.is_none() && opened.backing.is_none() && opened.hidden.is_none();
+        self.opened.try_lock().is_ok_and(|opened| idle(&opened))
     }
 
     /// Whether what the namespace shows now may be shown under this number.
@@ -147,6 +161,8 @@ struct Place {
     /// Folder and name; never none. What is gone keeps its last one, which leads elsewhere or nowhere.
     names: Vec<(u64, Vec<u8>)>,
     lookups: u64,
+    /// That of its entry in `Inner::order`.
+    turn: u64,
 }
 
 /// A node that another process had, with what belongs to it.
@@ -162,9 +178,36 @@ struct Inner {
     names: HashMap<(u64, Vec<u8>), u64>,
     /// Files of several names: the node of each file's id.
     shared: HashMap<u64, u64>,
+    /// Nodes by when they were looked at last for who may be forgotten, each with its turn; entries of others are of nodes that were given back.
+    order: VecDeque<(u64, u64)>,
+    turns: u64,
 }
 
 impl Inner {
+    /// A new node, and its place in the order.
+    fn enter(&mut self, id: u64, node: Arc<Node>, names: Vec<(u64, Vec<u8>)>, lookups: u64) {
+        self.turns += 1;
+        self.places.insert(id, Place { node, names, lookups, turn: self.turns });
+        self.order.push_back((id, self.turns));
+        if self.order.len() > ORDER_SLACK + 2 * self.places.len() {
+            let places = &self.places;
+            self.order.retain(|(id, turn)| places.get(id).is_some_and(|place| place.turn == *turn));
+        }
+    }
+
+    /// Gives the memory of tables back that had many more nodes once.
+    fn shrink(&mut self) {
+        let room = 2 * self.places.len();
+        if self.places.capacity() > TABLES_LEAST && room < self.places.capacity() / 2 {
+            self.places.shrink_to(room);
+            self.names.shrink_to(room);
+            self.shared.shrink_to(room);
+            let places = &self.places;
+            self.order.retain(|(id, turn)| places.get(id).is_some_and(|place| place.turn == *turn));
+            self.order.shrink_to(room);
+        }
+    }
+
     /// The names from a folder up to the root; `None` where one of them was given back.
     fn names_to(&self, folder: u64) -> Option<Vec<&[u8]>> {
         let (mut names, mut at) = (Vec::new(), folder);
@@ -212,7 +255,7 @@ impl Nodes {
     pub fn new(top: AbsPath, status: &FileStatus) -> Nodes {
         let mut inner = Inner::default();
         // Never given back.
-        inner.places.insert(ROOT, Place { node: Node::new(ROOT, status), names: vec![(0, Vec::new())], lookups: 1 });
+        inner.enter(ROOT, Node::new(ROOT, status), vec![(0, Vec::new())], 1);
         Nodes { inner: Mutex::new(inner), top }
     }
 
@@ -268,7 +311,7 @@ impl Nodes {
             if status.other_names > 0 {
                 inner.shared.insert(status.file_id, saved.id);
             }
-            inner.places.insert(saved.id, Place { node, names, lookups: saved.lookups });
+            inner.enter(saved.id, node, names, saved.lookups);
         }
         if !inner.places.contains_key(&ROOT) || inner.places.values().any(|place| place.names.is_empty()) {
             return Err(err!(Corrupt, "a hand-over without a root, or with a node without a name"));
@@ -278,7 +321,31 @@ impl Nodes {
 
     /// Errors: `NotFound`, of a number that was given back.
     pub fn get(&self, id: u64) -> Result<Arc<Node>> {
-        lock(&self.inner).places.get(&id).map(|place| place.node.clone()).ok_or_else(stale)
+        let node = lock(&self.inner).places.get(&id).map(|place| place.node.clone()).ok_or_else(stale)?;
+        node.used.store(true, Ordering::Relaxed);
+        Ok(node)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        lock(&self.inner).places.len()
+    }
+
+    /// At most `most` nodes that nobody has open and that were not used for longest, out of the next `looks` in turn.
+    pub fn idle(&self, most: usize, looks: usize) -> Vec<u64> {
+        let mut inner = lock(&self.inner);
+        let inner = &mut *inner;
+        let (mut idle, mut looked) = (Vec::new(), 0);
+        while looked < looks && idle.len() < most {
+            let Some((id, turn)) = inner.order.pop_front() else { break };
+            let Some(place) = inner.places.get(&id).filter(|place| place.turn == turn) else { continue };
+            looked += 1;
+            inner.order.push_back((id, turn));
+            if id != ROOT && !place.node.used.swap(false, Ordering::Relaxed) && place.node.is_idle() {
+                idle.push(id);
+            }
+        }
+        idle
     }
 
     /// The node that a name leads to, as far as the kernel knows one.
@@ -323,6 +390,7 @@ impl Nodes {
                 continue;
             }
             place.lookups += 1;
+            place.node.used.store(true, Ordering::Relaxed);
             // First the one that is known to be there.
             place.names.retain(|(of, other)| *of != parent || other != name);
             place.names.insert(0, (parent, name.to_vec()));
@@ -335,7 +403,7 @@ impl Nodes {
         let id = (0u64..).map(|count| status.file_id | count << COUNT_BIT).find(|id| *id != ROOT && !inner.places.contains_key(id));
         let id = id.unwrap_or(status.file_id);
         let node = Node::new(id, &status);
-        inner.places.insert(id, Place { node: node.clone(), names: vec![(parent, name.to_vec())], lookups: 1 });
+        inner.enter(id, node.clone(), vec![(parent, name.to_vec())], 1);
         inner.take_name(parent, name, id);
         if status.other_names > 0 {
             inner.shared.insert(status.file_id, id);
@@ -366,6 +434,7 @@ impl Nodes {
             inner.shared.remove(&file);
         }
         inner.lead_nowhere(&place.names, id);
+        inner.shrink();
     }
 
     /// Its names lead to this node no more: the next lookup gets another one.

@@ -5,6 +5,7 @@ use crate::handler::Handler;
 use crate::handover;
 use crate::mount::{Gate, Mount, STATISTICS};
 use crate::staged;
+use crate::trim;
 use forebay_client::FileSystem;
 use forebay_common::config::{ClientConfig, FuseConfig};
 use forebay_common::{AbsPath, Error, ErrorKind, Result, err};
@@ -360,9 +361,10 @@ impl Serving {
         Serving::run(mount, session, false)
     }
 
-    fn run(mount: &Mount, session: Session<Handler>, own: bool) -> Result<Serving> {
+    fn run(mount: &Arc<Mount>, session: Session<Handler>, own: bool) -> Result<Serving> {
         *mount.notifier.write().unwrap_or_else(|e| e.into_inner()) = Some(session.notifier());
         let session = session.spawn().map_err(|e| Error::io("threads for the mount", &e))?;
+        trim::start(mount)?;
         Ok(Serving { session: ManuallyDrop::new(session), own })
     }
 

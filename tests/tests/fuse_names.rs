@@ -1,4 +1,4 @@
-//! What a mount has beyond names and bytes: files of several names, extended attributes.
+//! What a mount has beyond names and bytes: files of several names, extended attributes, a limit of what it knows.
 
 use forebay_client::CreateOptions;
 use forebay_common::ErrorKind;
@@ -199,4 +199,70 @@ async fn extended_attributes() {
     let seen = cluster.client().await.x_attrs(&p("/m/linked")).await.unwrap();
     let seen: Vec<(u32, &str)> = seen.iter().map(|x| (x.namespace, x.name.as_str())).collect();
     assert_eq!(seen, [(0, "colour"), (1, "size")]);
+}
+
+/// What a mount's process knows of files keeps to its limit, whatever is listed and looked at: the kernel is asked to forget what was not used for longest. What is open,
+/// or somebody's folder, or something is mounted on, stays, and all that was forgotten is found again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_of_files_is_bounded() {
+    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+    let version: Vec<u32> = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok()).take(2).collect();
+    if !is_here("what_is_known_of_files_is_bounded") {
+        return;
+    }
+    if version < vec![6, 18] {
+        println!("SKIPPED what_is_known_of_files_is_bounded: Linux {release} has no FUSE_NOTIFY_PRUNE (6.18 has)");
+        return;
+    }
+    const FILES: usize = 6_000;
+    let cluster = Cluster::start(1, &[]).await;
+    let folder = cluster.mount_folder("/m", &[]).await;
+    fs::create_dir_all(folder.join("d/e")).unwrap();
+    for i in 0..FILES {
+        fs::write(folder.join(format!("d/f{i}")), format!("bytes of {i}")).unwrap();
+    }
+    fs::write(folder.join("d/e/x"), "x").unwrap();
+    // The least there is: 1,000 files.
+    let mount = Mount::start(&cluster, "mnt", &["-o", "nodes_memory=1MB,attr_ttl_ms=600000,entry_ttl_ms=600000"]);
+    let at = |i: usize| mount.path(&format!("m/d/f{i}"));
+    let read = |i: usize| fs::read_to_string(at(i)).unwrap();
+    let known = || mount.metric("forebay_fuse_nodes");
+    let mut open = File::options().read(true).append(true).open(at(7)).unwrap();
+    let path_only = rustix::fs::open(at(8), rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    let number = fs::metadata(at(11)).unwrap().ino();
+    let over = cluster.dir.path().join("over");
+    fs::write(&over, "another file").unwrap();
+    nix::mount::mount(Some(&over), &at(9), None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>).unwrap();
+    // A program whose folder is below, and which looks there again at the end.
+    let mut program = std::process::Command::new("sh")
+        .args(["-c", "read line; readlink /proc/self/cwd; cat x; ls"])
+        .current_dir(mount.path("m/d/e"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let dir = mount.path("m/d");
+    let listed =
+        tokio::task::spawn_blocking(move || sh(&dir, "for i in 1 2 3; do find . -type f -exec stat -c %s {} + | wc -l; done")).await.unwrap();
+    assert_eq!(listed.split_whitespace().collect::<Vec<_>>(), vec![(FILES + 1).to_string(); 3]);
+    eventually("no more is known than may be", 20, async || known() <= 1_010).await;
+    assert!(known() >= 900, "and no more forgotten than has to be: {}", known());
+    assert!(mount.metric("forebay_fuse_nodes_trimmed_total") >= (FILES - 1_000) as u64);
+    assert_eq!(mount.metric("forebay_fuse_nodes_limit"), 1_000);
+    // What was in somebody's hands all the time.
+    let name_of = |fd: &dyn std::os::fd::AsRawFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
+    assert_eq!((name_of(&open), name_of(&path_only)), (at(7), at(8)));
+    assert_eq!(read(9), "another file");
+    nix::mount::umount(&at(9)).unwrap();
+    drop(program.stdin.take());
+    let said = String::from_utf8(program.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!(said, format!("{}\nxx\n", mount.path("m/d/e").display()), "its folder is where it was");
+    open.write_all(b"!").unwrap();
+    drop(open);
+    // And what was forgotten.
+    assert_eq!(read(7), "bytes of 7!");
+    assert_eq!(fs::metadata(at(11)).unwrap().ino(), number);
+    for i in (0..FILES).step_by(97).filter(|i| *i != 7) {
+        assert_eq!(read(i), format!("bytes of {i}"));
+    }
 }

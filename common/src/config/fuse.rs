@@ -1,6 +1,7 @@
 //! Section `[fuse]`: mounts made by `forebay mount`. Its `-o NAME=VALUE` sets the same.
 
 use crate::{Result, err};
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -30,6 +31,9 @@ pub struct FuseConfig {
     pub shared_locks: bool,
     /// Files fetched ahead in a folder whose files are opened in their order; 0: none.
     pub prefetch_files: usize,
+    /// Bytes of this process's memory for what the kernel knows of files; above it, the kernel is asked to forget what was not used for longest (Linux 6.18). 0: an eighth
+    /// of what the process's control group, or the machine, has, 1 GiB at most. Less while the group has little left.
+    pub nodes_memory: ByteSize,
 }
 
 impl Default for FuseConfig {
@@ -46,6 +50,7 @@ impl Default for FuseConfig {
             hard: false,
             shared_locks: true,
             prefetch_files: 16,
+            nodes_memory: ByteSize::b(0),
         }
     }
 }
@@ -78,11 +83,12 @@ impl FuseConfig {
             "allow_other" => self.allow_other = parsed(name, value)?,
             "hard" => self.hard = parsed(name, value)?,
             "prefetch_files" => self.prefetch_files = parsed(name, value)?,
+            "nodes_memory" => self.nodes_memory = parsed(name, value)?,
             "shared_locks" => self.shared_locks = parsed(name, value)?,
             _ => {
                 return Err(err!(
                     InvalidArgument,
-                    "-o {name} is no option of a Forebay mount: there are ro, allow_other, attr_ttl_ms, entry_ttl_ms, threads, passthrough, read_ahead_kb, staging_dir, control_dir, hard, shared_locks, prefetch_files"
+                    "-o {name} is no option of a Forebay mount: there are ro, allow_other, attr_ttl_ms, entry_ttl_ms, threads, passthrough, read_ahead_kb, staging_dir, control_dir, hard, shared_locks, prefetch_files, nodes_memory"
                 ));
             }
         }

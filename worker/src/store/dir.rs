@@ -15,7 +15,7 @@ use super::lease_probe::{self, Zombie};
 use super::mounting::{given_read_only, has_huge_pages, is_tmpfs, mount_read_only, mount_tmpfs};
 use forebay_common::config::{Medium, MemMount, TierDir, WorkerConfig};
 use forebay_common::error::at;
-use forebay_common::{BlockId, Error, ErrorKind, Result, counter, err};
+use forebay_common::{BlockId, Error, ErrorKind, Result, counter, err, memory};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::statfs;
 use std::fs::File;
@@ -454,11 +454,7 @@ fn lock_file(path: &Path, dir: &Path) -> Result<Flock<File>> {
 
 /// Errors: `NoSpace` when the machine or its cgroup cannot hold the quota.
 pub fn check_memory(quota_bytes: u64) -> Result<()> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).map(|kb| kb * 1024);
-    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limit = limits.iter().find_map(|p| std::fs::read_to_string(p).ok()?.trim().parse::<u64>().ok());
-    let room = total.into_iter().chain(limit).min().unwrap_or(u64::MAX);
+    let room = memory::available_bytes();
     if quota_bytes > room {
         return Err(err!(NoSpace, "the MEM tier may use {quota_bytes} bytes, and this machine (or its cgroup) has {room}: lower worker.mem_quota"));
     }
