@@ -441,11 +441,13 @@ impl BlockStore {
 
     /// Removes a block by order of the master, or because it is bad.
     pub fn remove(&self, id: BlockId) -> bool {
-        // One whose header nobody has read yet is read first, so that it is accounted for like any other.
-        match self.find(id) {
-            Some(block) => self.remove_this(&block),
-            None => false,
+        // One whose header nobody has read yet is read first, so that it is accounted for like any other. One that was moved in between is another one now.
+        while let Some(block) = self.find(id) {
+            if self.remove_this(&block) {
+                return true;
+            }
         }
+        false
     }
 
     /// The same, unless it was held a moment ago: the order may be older than that. The next report has the master look again.
