@@ -21,7 +21,7 @@ use clap::{Args, Subcommand};
 use figure::Report;
 use forebay_client::FileSystem;
 use forebay_common::config::ClientConfig;
-use forebay_common::{AbsPath, Result};
+use forebay_common::{AbsPath, LocalBoxed, Result};
 
 /// What to measure.
 #[derive(Args)]
@@ -109,7 +109,11 @@ pub struct MetadataOptions {
 }
 
 /// Measures and prints.
-pub async fn run(options: Options, config: &ClientConfig, json: bool) -> Result<()> {
+pub fn run(options: Options, config: &ClientConfig, json: bool) -> LocalBoxed<'_, Result<()>> {
+    Box::pin(run_here(options, config, json))
+}
+
+async fn run_here(options: Options, config: &ClientConfig, json: bool) -> Result<()> {
     // Without a cluster, and without a runtime in the way.
     match options.what {
         What::Trace(options) => return alone(move || trace::run(&options, json)).await,

@@ -53,7 +53,7 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
     if args.foreground {
         let shown = mountpoint.display().to_string();
         let options = forebay_fuse::Options { mountpoint, path, read_only: read_only || args.read_only, take_over: args.take_over };
-        return forebay_fuse::run(&config.client, &fuse, options, |event| {
+        return forebay_fuse::run(&config.client, &fuse, options, &|event| {
             let _ = match event {
                 Event::Ready { how, taken_over: false } => output::line(&format!("{READY}{shown}: {how}")),
                 Event::Ready { how, taken_over: true } => output::line(&format!("{READY}{shown}: {TAKEN}{how}")),

@@ -33,15 +33,15 @@ fn hdfs(address: Option<std::net::SocketAddr>) -> String {
 }
 
 /// The master's half of WebHDFS: a client of its own.
-fn names(config: &Config) -> impl FnOnce(SocketAddr) -> axum::Router + use<> {
+fn names(config: &Config) -> forebay_master::Routes<'static> {
     let (client, proxy_users) = (config.client.clone(), config.security.proxy_users.clone());
-    move |mut address| {
+    Box::new(move |mut address: SocketAddr| {
         // Bound to all addresses, it is here as well.
         if address.ip().is_unspecified() {
             address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
         }
         forebay_webhdfs::routes(forebay_webhdfs::Role::Master, &ClientConfig { master: address.to_string(), ..client }, &proxy_users)
-    }
+    })
 }
 
 /// The master alone.

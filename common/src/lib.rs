@@ -23,3 +23,10 @@ pub use error::{Error, ErrorKind, Result};
 pub use id::{BlockId, InodeId, MountId, WorkerId};
 pub use path::AbsPath;
 pub use ufs_uri::{Service, UfsUri};
+
+/// A future that is compiled with the crate that makes it. The body of an async function is compiled in each crate that awaits it, with all that it awaits in turn: what
+/// many crates call, or what a whole role hangs on, is boxed where it is made. One allocation per call.
+pub type Boxed<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The same, for a future that stays on its thread.
+pub type LocalBoxed<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + 'a>>;

@@ -11,7 +11,7 @@ pub mod provision;
 mod volumes;
 
 use forebay_common::error::at;
-use forebay_common::{Result, err};
+use forebay_common::{LocalBoxed, Result, err};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,7 +67,11 @@ fn pages() -> axum::Router {
 }
 
 /// Mounts again what was published, and serves until `shutdown`. Errors: a socket or port that cannot be bound.
-pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
+pub fn run(options: Options, shutdown: CancellationToken) -> LocalBoxed<'static, Result<()>> {
+    Box::pin(run_here(options, shutdown))
+}
+
+async fn run_here(options: Options, shutdown: CancellationToken) -> Result<()> {
     if options.node.is_empty() {
         return Err(err!(InvalidArgument, "--node: which node is this? (spec.nodeName)"));
     }

@@ -9,9 +9,10 @@
 
 use crate::DRIVER;
 use forebay_client::FileSystem;
+use forebay_common::config::ClientConfig;
 use forebay_common::error::at;
 use forebay_common::limits::NAME_MAX_BYTES;
-use forebay_common::{AbsPath, Error, ErrorKind, Result, counter, err};
+use forebay_common::{AbsPath, Error, ErrorKind, LocalBoxed, Result, counter, err};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -221,7 +222,11 @@ fn watched<T>(done: std::result::Result<T, kube::runtime::controller::Error<Erro
 }
 
 /// Looks after claims and volumes until `shutdown`, and answers `/healthz` and `/metrics`. Errors: no API server, no master, a port that cannot be bound.
-pub async fn run(client: &forebay_common::config::ClientConfig, web: SocketAddr, shutdown: CancellationToken) -> Result<()> {
+pub fn run(client: &ClientConfig, web: SocketAddr, shutdown: CancellationToken) -> LocalBoxed<'_, Result<()>> {
+    Box::pin(run_here(client, web, shutdown))
+}
+
+async fn run_here(client: &ClientConfig, web: SocketAddr, shutdown: CancellationToken) -> Result<()> {
     // Several providers are linked, so none is the default by itself; where somebody has chosen one, that is it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let listener = tokio::net::TcpListener::bind(web).await.map_err(at(format!("binding {web} (--web)")))?;

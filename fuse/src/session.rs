@@ -8,7 +8,7 @@ use crate::staged;
 use crate::trim;
 use forebay_client::FileSystem;
 use forebay_common::config::{ClientConfig, FuseConfig};
-use forebay_common::{AbsPath, Error, ErrorKind, Result, err};
+use forebay_common::{AbsPath, Error, ErrorKind, LocalBoxed, Result, err};
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use std::ffi::OsStr;
 use std::mem::ManuallyDrop;
@@ -140,7 +140,11 @@ fn grants() -> usize {
 /// is told to stop (SIGTERM, SIGINT): then what was written is handed over, and the mount goes.
 ///
 /// Needs a runtime of several threads. Errors: the master, the mount point, the kernel; each with what to do.
-pub async fn run(client: &ClientConfig, fuse: &FuseConfig, options: Options, tell: impl Fn(Event)) -> Result<()> {
+pub fn run<'a>(client: &'a ClientConfig, fuse: &'a FuseConfig, options: Options, tell: &'a dyn Fn(Event)) -> LocalBoxed<'a, Result<()>> {
+    Box::pin(run_here(client, fuse, options, tell))
+}
+
+async fn run_here(client: &ClientConfig, fuse: &FuseConfig, options: Options, tell: &dyn Fn(Event)) -> Result<()> {
     let control = handover::control(fuse, &options.mountpoint);
     if !options.take_over {
         prepare(&options.mountpoint)?;

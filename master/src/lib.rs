@@ -31,4 +31,4 @@ pub mod store;
 mod tasks;
 mod worker;
 
-pub use service::{MasterHandle, start};
+pub use service::{MasterHandle, Routes, start};

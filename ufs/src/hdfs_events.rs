@@ -7,7 +7,7 @@
 
 use crate::namenodes::Namenodes;
 use bytes::Bytes;
-use forebay_common::{Result, err};
+use forebay_common::{Boxed, Result, err};
 use forebay_hdfs::hadoop::hdfs::{self as wire, EventProto, EventType};
 use prost::Message;
 use std::time::Duration;
@@ -40,39 +40,41 @@ impl HdfsEvents {
 
     /// What happened since the last look; the first one finds the place where to begin. Errors: no NameNode answers, the user is no
     /// superuser there; nothing is lost then.
-    pub async fn look(&mut self) -> Result<Happened> {
-        let Some(read) = self.read else {
-            let answer: wire::GetCurrentEditLogTxidResponseProto =
-                self.namenodes.call("getCurrentEditLogTxid", &wire::GetCurrentEditLogTxidRequestProto {}).await?;
-            self.read = Some(answer.txid);
-            // What happened before the first look was not told.
-            return Ok(Happened::Missed);
-        };
-        let answer: wire::GetEditsFromTxidResponseProto =
-            self.namenodes.call("getEditsFromTxid", &wire::GetEditsFromTxidRequestProto { txid: read + 1 }).await?;
-        let list = answer.events_list;
-        if list.last_txid < 0 {
-            self.behind = false;
-            return Ok(Happened::Changed(Vec::new()));
-        }
-        let behind = list.last_txid < list.sync_txid;
-        if list.first_txid != read + 1 {
-            (self.read, self.behind) = (Some(list.last_txid), behind);
-            return Ok(Happened::Missed);
-        }
-        let last_txid = list.last_txid;
-        let mut keys = Vec::new();
-        for event in list.batch.into_iter().flat_map(|b| b.events).chain(list.events) {
-            for path in paths_of(&event)? {
-                if let Some(key) = key_below(&self.root, &path) {
-                    keys.push(key);
+    pub fn look(&mut self) -> Boxed<'_, Result<Happened>> {
+        Box::pin(async move {
+            let Some(read) = self.read else {
+                let answer: wire::GetCurrentEditLogTxidResponseProto =
+                    self.namenodes.call("getCurrentEditLogTxid", &wire::GetCurrentEditLogTxidRequestProto {}).await?;
+                self.read = Some(answer.txid);
+                // What happened before the first look was not told.
+                return Ok(Happened::Missed);
+            };
+            let answer: wire::GetEditsFromTxidResponseProto =
+                self.namenodes.call("getEditsFromTxid", &wire::GetEditsFromTxidRequestProto { txid: read + 1 }).await?;
+            let list = answer.events_list;
+            if list.last_txid < 0 {
+                self.behind = false;
+                return Ok(Happened::Changed(Vec::new()));
+            }
+            let behind = list.last_txid < list.sync_txid;
+            if list.first_txid != read + 1 {
+                (self.read, self.behind) = (Some(list.last_txid), behind);
+                return Ok(Happened::Missed);
+            }
+            let last_txid = list.last_txid;
+            let mut keys = Vec::new();
+            for event in list.batch.into_iter().flat_map(|b| b.events).chain(list.events) {
+                for path in paths_of(&event)? {
+                    if let Some(key) = key_below(&self.root, &path) {
+                        keys.push(key);
+                    }
                 }
             }
-        }
-        keys.dedup();
-        // Only now that all of it is understood.
-        (self.read, self.behind) = (Some(last_txid), behind);
-        Ok(Happened::Changed(keys))
+            keys.dedup();
+            // Only now that all of it is understood.
+            (self.read, self.behind) = (Some(last_txid), behind);
+            Ok(Happened::Changed(keys))
+        })
     }
 
     /// Whether there was more than one answer holds.

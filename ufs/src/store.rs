@@ -8,7 +8,7 @@ use crate::object::{ObjectLister, ObjectStore, ObjectWriter};
 use crate::requests::Requests;
 use crate::{UfsUri, metrics};
 use bytes::Bytes;
-use forebay_common::{Error, ErrorKind, Result, err};
+use forebay_common::{Boxed, Error, ErrorKind, Result, err};
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
@@ -67,31 +67,33 @@ enum ListerInner {
 
 impl Lister {
     /// The next page; `None` at the end. An object `a` beside objects `a/…` is shown as the file: what lies below it is not.
-    pub async fn next(&mut self) -> Result<Option<Page>> {
-        self.store.control.admit(false).await?;
-        let page = counted(match &mut self.inner {
-            ListerInner::Local(l) => l.next().await,
-            ListerInner::Object(l) => l.next().await,
-            ListerInner::Hdfs(l) => l.next().await,
+    pub fn next(&mut self) -> Boxed<'_, Result<Option<Page>>> {
+        Box::pin(async move {
+            self.store.control.admit(false).await?;
+            let page = counted(match &mut self.inner {
+                ListerInner::Local(l) => l.next().await,
+                ListerInner::Object(l) => l.next().await,
+                ListerInner::Hdfs(l) => l.next().await,
+            })
+            .map_err(self.store.name("listing", &self.key))?;
+            let Some(mut page) = page else { return Ok(None) };
+            for name in &page.unknown {
+                self.seen.insert(self.hasher.hash_one(name), true);
+            }
+            let (seen, hasher, unshown) = (&mut self.seen, &self.hasher, &mut page.unshown);
+            page.entries.retain(|e| match seen.entry(hasher.hash_one(&e.name)) {
+                Entry::Vacant(slot) => {
+                    slot.insert(!e.folder);
+                    true
+                }
+                Entry::Occupied(mut slot) => {
+                    *unshown += 1;
+                    // The file counts, whichever comes first.
+                    !e.folder && !slot.insert(true)
+                }
+            });
+            Ok(Some(page))
         })
-        .map_err(self.store.name("listing", &self.key))?;
-        let Some(mut page) = page else { return Ok(None) };
-        for name in &page.unknown {
-            self.seen.insert(self.hasher.hash_one(name), true);
-        }
-        let (seen, hasher, unshown) = (&mut self.seen, &self.hasher, &mut page.unshown);
-        page.entries.retain(|e| match seen.entry(hasher.hash_one(&e.name)) {
-            Entry::Vacant(slot) => {
-                slot.insert(!e.folder);
-                true
-            }
-            Entry::Occupied(mut slot) => {
-                *unshown += 1;
-                // The file counts, whichever comes first.
-                !e.folder && !slot.insert(true)
-            }
-        });
-        Ok(Some(page))
     }
 
     /// Ends the listing; what came is remembered.
@@ -204,81 +206,95 @@ impl UnderStore {
     }
 
     /// Whether the store answers with these credentials. One that an operator has closed is not asked.
-    pub async fn check(&self) -> Result<()> {
-        if self.control.admit(false).await.is_err() {
-            return Ok(());
-        }
-        counted(match &self.inner {
-            Inner::Local(s) => s.stat(b"").await.map(drop),
-            Inner::Object(s) => s.check().await,
-            Inner::Hdfs(s) => s.check().await,
+    pub fn check(&self) -> Boxed<'_, Result<()>> {
+        Box::pin(async move {
+            if self.control.admit(false).await.is_err() {
+                return Ok(());
+            }
+            counted(match &self.inner {
+                Inner::Local(s) => s.stat(b"").await.map(drop),
+                Inner::Object(s) => s.check().await,
+                Inner::Hdfs(s) => s.check().await,
+            })
+            .map_err(self.name("reaching", b""))
         })
-        .map_err(self.name("reaching", b""))
     }
 
     /// One entry. Errors: `NotFound` only for a missing object.
-    pub async fn stat(&self, key: &[u8]) -> Result<UfsEntry> {
-        self.control.admit(false).await.map_err(self.name("looking up", key))?;
-        counted(match &self.inner {
-            Inner::Local(s) => s.stat(key).await,
-            Inner::Object(s) => s.stat(key).await,
-            Inner::Hdfs(s) => s.stat(key).await,
+    pub fn stat<'a>(&'a self, key: &'a [u8]) -> Boxed<'a, Result<UfsEntry>> {
+        Box::pin(async move {
+            self.control.admit(false).await.map_err(self.name("looking up", key))?;
+            counted(match &self.inner {
+                Inner::Local(s) => s.stat(key).await,
+                Inner::Object(s) => s.stat(key).await,
+                Inner::Hdfs(s) => s.stat(key).await,
+            })
+            .map_err(self.name("looking up", key))
         })
-        .map_err(self.name("looking up", key))
     }
 
     /// Starts listing a folder; a missing one has no pages.
     ///
     /// Errors: `Unsupported` for a store that cannot be listed.
-    pub async fn lister(&self, key: &[u8]) -> Result<Lister> {
-        let inner = match &self.inner {
-            Inner::Local(s) => Ok(ListerInner::Local(s.lister(key))),
-            Inner::Object(s) => s.lister(key).await.map(|l| ListerInner::Object(Box::new(l))),
-            Inner::Hdfs(s) => s.lister(key).map(ListerInner::Hdfs),
-        };
-        let inner = inner.map_err(self.name("listing", key))?;
-        Ok(Lister { store: self.clone(), key: key.to_vec(), inner, seen: HashMap::new(), hasher: RandomState::new() })
+    pub fn lister<'a>(&'a self, key: &'a [u8]) -> Boxed<'a, Result<Lister>> {
+        Box::pin(async move {
+            let inner = match &self.inner {
+                Inner::Local(s) => Ok(ListerInner::Local(s.lister(key))),
+                Inner::Object(s) => s.lister(key).await.map(|l| ListerInner::Object(Box::new(l))),
+                Inner::Hdfs(s) => s.lister(key).map(ListerInner::Hdfs),
+            };
+            let inner = inner.map_err(self.name("listing", key))?;
+            Ok(Lister { store: self.clone(), key: key.to_vec(), inner, seen: HashMap::new(), hasher: RandomState::new() })
+        })
     }
 
     /// All pages of a folder in one, sorted by name.
-    pub async fn list(&self, key: &[u8]) -> Result<Page> {
-        let mut lister = self.lister(key).await?;
-        let mut all = Page::default();
-        while let Some(page) = lister.next().await? {
-            all.unshown += page.unshown;
-            all.unknown.extend(page.unknown);
-            for e in page.entries {
-                all.entries.retain(|old| !(old.folder && !e.folder && old.name == e.name));
-                all.entries.push(e);
+    pub fn list<'a>(&'a self, key: &'a [u8]) -> Boxed<'a, Result<Page>> {
+        Box::pin(async move {
+            let mut lister = self.lister(key).await?;
+            let mut all = Page::default();
+            while let Some(page) = lister.next().await? {
+                all.unshown += page.unshown;
+                all.unknown.extend(page.unknown);
+                for e in page.entries {
+                    all.entries.retain(|old| !(old.folder && !e.folder && old.name == e.name));
+                    all.entries.push(e);
+                }
             }
-        }
-        all.entries.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(all)
+            all.entries.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(all)
+        })
     }
 
     /// `length` bytes at `offset`, all of them and all of the version `fingerprint`.
     ///
     /// Errors: `FileChanged` when the object is another version or shorter, `NotFound` when it is gone.
-    pub async fn read(&self, key: &[u8], offset: u64, length: usize, fingerprint: &str) -> Result<Bytes> {
-        self.admit_read(key, length).await?;
-        self.read_admitted(key, offset, length, fingerprint).await
+    pub fn read<'a>(&'a self, key: &'a [u8], offset: u64, length: usize, fingerprint: &'a str) -> Boxed<'a, Result<Bytes>> {
+        Box::pin(async move {
+            self.admit_read(key, length).await?;
+            self.read_admitted(key, offset, length, fingerprint).await
+        })
     }
 
     /// Waits until a mount's limits let a read through. Errors: an operator has closed the store.
-    pub async fn admit_read(&self, key: &[u8], length: usize) -> Result<()> {
-        self.control.admit(false).await.map_err(self.name("reading", key))?;
-        self.control.bytes(length).await;
-        Ok(())
+    pub fn admit_read<'a>(&'a self, key: &'a [u8], length: usize) -> Boxed<'a, Result<()>> {
+        Box::pin(async move {
+            self.control.admit(false).await.map_err(self.name("reading", key))?;
+            self.control.bytes(length).await;
+            Ok(())
+        })
     }
 
     /// `read`, once it was admitted.
-    pub async fn read_admitted(&self, key: &[u8], offset: u64, length: usize, fingerprint: &str) -> Result<Bytes> {
-        let read = match &self.inner {
-            Inner::Local(s) => s.read(key, offset, length, fingerprint).await,
-            Inner::Object(s) => s.read(key, offset, length, fingerprint).await,
-            Inner::Hdfs(s) => s.read(key, offset, length, fingerprint).await,
-        };
-        self.note_read(key, length, read)
+    pub fn read_admitted<'a>(&'a self, key: &'a [u8], offset: u64, length: usize, fingerprint: &'a str) -> Boxed<'a, Result<Bytes>> {
+        Box::pin(async move {
+            let read = match &self.inner {
+                Inner::Local(s) => s.read(key, offset, length, fingerprint).await,
+                Inner::Object(s) => s.read(key, offset, length, fingerprint).await,
+                Inner::Hdfs(s) => s.read(key, offset, length, fingerprint).await,
+            };
+            self.note_read(key, length, read)
+        })
     }
 
     /// Whether reads are system calls, which whoever has a thread to block makes best itself.
@@ -306,94 +322,110 @@ impl UnderStore {
     }
 
     /// Starts writing `key`, replacing what is there when closed.
-    pub async fn writer(&self, key: &[u8]) -> Result<UfsWriter> {
-        self.control.admit(true).await.map_err(self.name("writing", key))?;
-        let inner = counted(match &self.inner {
-            Inner::Local(s) => s.writer(key).await.map(WriterInner::Local),
-            Inner::Object(s) => s.writer(key).await.map(|w| WriterInner::Object(Box::new(w))),
-            Inner::Hdfs(s) => s.writer(key).await.map(|w| WriterInner::Hdfs(Box::new(w))),
+    pub fn writer<'a>(&'a self, key: &'a [u8]) -> Boxed<'a, Result<UfsWriter>> {
+        Box::pin(async move {
+            self.control.admit(true).await.map_err(self.name("writing", key))?;
+            let inner = counted(match &self.inner {
+                Inner::Local(s) => s.writer(key).await.map(WriterInner::Local),
+                Inner::Object(s) => s.writer(key).await.map(|w| WriterInner::Object(Box::new(w))),
+                Inner::Hdfs(s) => s.writer(key).await.map(|w| WriterInner::Hdfs(Box::new(w))),
+            })
+            .map_err(self.name("writing", key))?;
+            Ok(UfsWriter { name: format!("writing {}", self.uri.join(key)), inner, control: self.control.clone(), requests: self.requests.clone() })
         })
-        .map_err(self.name("writing", key))?;
-        Ok(UfsWriter { name: format!("writing {}", self.uri.join(key)), inner, control: self.control.clone(), requests: self.requests.clone() })
     }
 
     /// Makes a folder and those above it; one that is there is fine.
-    pub async fn mkdir(&self, key: &[u8]) -> Result<()> {
-        self.control.admit(true).await.map_err(self.name("making folder", key))?;
-        counted(match &self.inner {
-            Inner::Local(s) => s.mkdir(key).await,
-            Inner::Object(s) => s.mkdir(key).await,
-            Inner::Hdfs(s) => s.mkdir(key).await,
+    pub fn mkdir<'a>(&'a self, key: &'a [u8]) -> Boxed<'a, Result<()>> {
+        Box::pin(async move {
+            self.control.admit(true).await.map_err(self.name("making folder", key))?;
+            counted(match &self.inner {
+                Inner::Local(s) => s.mkdir(key).await,
+                Inner::Object(s) => s.mkdir(key).await,
+                Inner::Hdfs(s) => s.mkdir(key).await,
+            })
+            .map_err(self.name("making folder", key))
         })
-        .map_err(self.name("making folder", key))
     }
 
     /// Removes an object, or a folder with all below it; one that is gone is fine.
-    pub async fn delete(&self, key: &[u8], folder: bool) -> Result<()> {
-        self.control.admit(true).await.map_err(self.name("deleting", key))?;
-        counted(match &self.inner {
-            Inner::Local(s) => s.delete(key, folder).await,
-            Inner::Object(s) => s.delete(key, folder).await,
-            Inner::Hdfs(s) => s.delete(key, folder).await,
+    pub fn delete<'a>(&'a self, key: &'a [u8], folder: bool) -> Boxed<'a, Result<()>> {
+        Box::pin(async move {
+            self.control.admit(true).await.map_err(self.name("deleting", key))?;
+            counted(match &self.inner {
+                Inner::Local(s) => s.delete(key, folder).await,
+                Inner::Object(s) => s.delete(key, folder).await,
+                Inner::Hdfs(s) => s.delete(key, folder).await,
+            })
+            .map_err(self.name("deleting", key))
         })
-        .map_err(self.name("deleting", key))
     }
 
     /// Moves an object or a folder; may be repeated after a crash. A folder of an object store is copied object by object.
-    pub async fn rename(&self, source: &[u8], target: &[u8], folder: bool) -> Result<()> {
-        self.control.admit(true).await.map_err(self.name("renaming", source))?;
-        counted(match &self.inner {
-            Inner::Local(s) => s.rename(source, target).await,
-            Inner::Object(s) => s.rename(source, target, folder).await,
-            Inner::Hdfs(s) => s.rename(source, target).await,
+    pub fn rename<'a>(&'a self, source: &'a [u8], target: &'a [u8], folder: bool) -> Boxed<'a, Result<()>> {
+        Box::pin(async move {
+            self.control.admit(true).await.map_err(self.name("renaming", source))?;
+            counted(match &self.inner {
+                Inner::Local(s) => s.rename(source, target).await,
+                Inner::Object(s) => s.rename(source, target, folder).await,
+                Inner::Hdfs(s) => s.rename(source, target).await,
+            })
+            .map_err(self.name("renaming", source))
         })
-        .map_err(self.name("renaming", source))
     }
 }
 
 impl UfsWriter {
     /// Appends.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        let length = bytes.len() as u64;
-        self.control.bytes(bytes.len()).await;
-        match &mut self.inner {
-            WriterInner::Local(w) => w.write(bytes).await,
-            WriterInner::Object(w) => w.write(bytes).await,
-            WriterInner::Hdfs(w) => w.write(bytes).await,
-        }
-        .map_err(|e| e.context(&self.name))?;
-        metrics::BYTES_WRITTEN.inc_by(length);
-        self.requests.written(length);
-        Ok(())
+    pub fn write(&mut self, bytes: Bytes) -> Boxed<'_, Result<()>> {
+        Box::pin(async move {
+            let length = bytes.len() as u64;
+            self.control.bytes(bytes.len()).await;
+            match &mut self.inner {
+                WriterInner::Local(w) => w.write(bytes).await,
+                WriterInner::Object(w) => w.write(bytes).await,
+                WriterInner::Hdfs(w) => w.write(bytes).await,
+            }
+            .map_err(|e| e.context(&self.name))?;
+            metrics::BYTES_WRITTEN.inc_by(length);
+            self.requests.written(length);
+            Ok(())
+        })
     }
 
     /// Does what can be done before publishing, so that `close` takes little time where the store allows it.
-    pub async fn settle(&mut self) -> Result<()> {
-        match &mut self.inner {
-            WriterInner::Local(w) => w.settle().await,
-            WriterInner::Object(_) => Ok(()),
-            WriterInner::Hdfs(w) => w.settle().await,
-        }
-        .map_err(|e| e.context(&self.name))
+    pub fn settle(&mut self) -> Boxed<'_, Result<()>> {
+        Box::pin(async move {
+            match &mut self.inner {
+                WriterInner::Local(w) => w.settle().await,
+                WriterInner::Object(_) => Ok(()),
+                WriterInner::Hdfs(w) => w.settle().await,
+            }
+            .map_err(|e| e.context(&self.name))
+        })
     }
 
     /// Publishes the object, durable in the store, and returns the entry it has now.
     /// Given up half-way, it may be there or not; `abort` then clears what can be cleared.
-    pub async fn close(&mut self) -> Result<UfsEntry> {
-        counted(match &mut self.inner {
-            WriterInner::Local(w) => w.close().await,
-            WriterInner::Object(w) => w.close().await,
-            WriterInner::Hdfs(w) => w.close().await,
+    pub fn close(&mut self) -> Boxed<'_, Result<UfsEntry>> {
+        Box::pin(async move {
+            counted(match &mut self.inner {
+                WriterInner::Local(w) => w.close().await,
+                WriterInner::Object(w) => w.close().await,
+                WriterInner::Hdfs(w) => w.close().await,
+            })
+            .map_err(|e| e.context(&self.name))
         })
-        .map_err(|e| e.context(&self.name))
     }
 
     /// Gives up; nothing is published.
-    pub async fn abort(self) {
-        match self.inner {
-            WriterInner::Local(w) => w.abort().await,
-            WriterInner::Object(w) => w.abort().await,
-            WriterInner::Hdfs(w) => w.abort().await,
-        }
+    pub fn abort(self) -> Boxed<'static, ()> {
+        Box::pin(async move {
+            match self.inner {
+                WriterInner::Local(w) => w.abort().await,
+                WriterInner::Object(w) => w.abort().await,
+                WriterInner::Hdfs(w) => w.abort().await,
+            }
+        })
     }
 }

@@ -12,7 +12,7 @@ use crate::{hadoop, task, web};
 use forebay_common::config::Config;
 use forebay_common::error::at;
 use forebay_common::token::KeyRing;
-use forebay_common::{Result, WorkerId, counter, err};
+use forebay_common::{LocalBoxed, Result, WorkerId, counter, err};
 use forebay_proto::WorkerAddress;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -67,7 +67,11 @@ impl WorkerHandle {
 }
 
 /// Prepares the tier, takes over its blocks, binds the sockets and reports to the master until `shutdown`. `more`: what its web port serves as well.
-pub async fn start(config: &Config, more: axum::Router, shutdown: CancellationToken) -> Result<WorkerHandle> {
+pub fn start(config: &Config, more: axum::Router, shutdown: CancellationToken) -> LocalBoxed<'_, Result<WorkerHandle>> {
+    Box::pin(start_here(config, more, shutdown))
+}
+
+async fn start_here(config: &Config, more: axum::Router, shutdown: CancellationToken) -> Result<WorkerHandle> {
     let worker = config.worker.clone();
     raise_descriptor_limit();
     std::fs::DirBuilder::new()

@@ -27,7 +27,7 @@ use crate::store::{Reader, Store};
 use crate::worker::TokenKeys;
 use forebay_common::config::{Config, MountConfig};
 use forebay_common::error::at;
-use forebay_common::{AbsPath, Result, clock, err};
+use forebay_common::{AbsPath, LocalBoxed, Result, clock, err};
 use forebay_proto::admin_server::AdminServer;
 use forebay_proto::file_system_server::FileSystemServer;
 use forebay_proto::journal::{AddMount, command::Op};
@@ -39,6 +39,9 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+/// What the web port serves besides, once it is known where clients call.
+pub type Routes<'a> = Box<dyn FnOnce(SocketAddr) -> axum::Router + Send + 'a>;
 
 /// A running master.
 pub struct MasterHandle {
@@ -70,7 +73,11 @@ impl MasterHandle {
 /// serves as well, given where clients call it.
 ///
 /// Errors: a port or folder in use, a damaged store, an under store that the configuration names and that cannot be opened.
-pub async fn start(config: &Config, more: impl FnOnce(SocketAddr) -> axum::Router, shutdown: CancellationToken) -> Result<MasterHandle> {
+pub fn start<'a>(config: &'a Config, more: Routes<'a>, shutdown: CancellationToken) -> LocalBoxed<'a, Result<MasterHandle>> {
+    Box::pin(start_here(config, more, shutdown))
+}
+
+async fn start_here(config: &Config, more: Routes<'_>, shutdown: CancellationToken) -> Result<MasterHandle> {
     let master = config.master.clone();
     let dir = master.data_dir.clone();
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(format!("master.data_dir {}", dir.display())))?;
