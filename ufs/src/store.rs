@@ -67,7 +67,7 @@ enum ListerInner {
 
 impl Lister {
     /// The next page; `None` at the end. An object `a` beside objects `a/…` is shown as the file: what lies below it is not.
-    pub fn next(&mut self) -> Boxed<'_, Result<Option<Page>>> {
+    pub fn next_page(&mut self) -> Boxed<'_, Result<Option<Page>>> {
         Box::pin(async move {
             self.store.control.admit(false).await?;
             let page = counted(match &mut self.inner {
@@ -253,7 +253,7 @@ impl UnderStore {
         Box::pin(async move {
             let mut lister = self.lister(key).await?;
             let mut all = Page::default();
-            while let Some(page) = lister.next().await? {
+            while let Some(page) = lister.next_page().await? {
                 all.unshown += page.unshown;
                 all.unknown.extend(page.unknown);
                 for e in page.entries {

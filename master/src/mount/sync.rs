@@ -438,7 +438,7 @@ impl Syncer {
         };
         let (mut unshown, mut skipped) = (0, 0);
         let whole = loop {
-            let page = match lister.next().await {
+            let page = match lister.next_page().await {
                 Ok(Some(page)) => page,
                 Ok(None) => break true,
                 Err(e) if served_as_known(&e) => {
