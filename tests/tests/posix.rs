@@ -65,7 +65,7 @@ async fn fsx_finds_nothing() {
     if !is_here("fsx_finds_nothing") {
         return;
     }
-    let operations = std::env::var("FOREBAY_TEST_FSX").unwrap_or_else(|_| "1500".to_owned());
+    let operations = std::env::var("FOREBAY_TEST_FSX").unwrap_or_else(|_| "6000".to_owned());
     let seeds: u64 = if operations.len() > 4 { 10 } else { 2 };
     let first = std::env::var("FOREBAY_TEST_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or_else(rand::random::<u32>);
     let cluster = Cluster::start(1, &[]).await;
