@@ -66,12 +66,17 @@ pub struct Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.process = None;
-        let tiers = self.dir.parent().map(Path::to_owned).unwrap_or_default();
-        for path in [self.dir.join("mem.ro"), self.dir.join("mem")]
-            .into_iter()
-            .chain(["MEM", "SSD", "HDD"].iter().flat_map(|t| [tiers.join(format!("{t}.ro")), tiers.join(t)]))
-        {
-            while nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        while nix::mount::umount2(&self.dir.join("mem"), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        // Tiers, and their read-only views beside them: in its own folder, or in the cluster's.
+        for folder in [Some(self.dir.as_path()), self.dir.parent()].into_iter().flatten() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let view = entry.path();
+                if view.extension().is_some_and(|e| e == "ro") {
+                    for path in [&view, &view.with_extension("")] {
+                        while nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+                    }
+                }
+            }
         }
     }
 }
