@@ -48,6 +48,8 @@ pub enum Command {
     Job(JobCommand),
     /// The CSI driver: volumes of pods that are folders of the namespace, on each node, and with --controller volumes for claims (the chart runs it)
     Csi(CsiArgs),
+    /// Have mounts while their process is replaced: one that is told to end (SIGTERM) leaves its mount here, and the next one (`mount --take-over`) finds it; programs wait meanwhile
+    Keeper(KeeperArgs),
     /// What Fluid has done in the pods of a CacheRuntime (helm/examples/fluid-runtime-class.yaml)
     #[command(subcommand)]
     Fluid(FluidCommand),
@@ -128,6 +130,19 @@ pub struct CsiArgs {
     pub inline_files: bool,
     /// Where /healthz and /metrics are
     #[arg(long, default_value = "127.0.0.1:30002", value_name = "ADDRESS:PORT")]
+    pub web: std::net::SocketAddr,
+}
+
+#[derive(Args)]
+pub struct KeeperArgs {
+    /// Control folders of the mounts (-o control_dir)
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+    /// How long a mount is kept; then it is taken away, and programs get an error instead of waiting
+    #[arg(long, default_value = "120s", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    pub wait: std::time::Duration,
+    /// Where /healthz and /metrics are
+    #[arg(long, default_value = "127.0.0.1:30003", value_name = "ADDRESS:PORT")]
     pub web: std::net::SocketAddr,
 }
 
@@ -522,6 +537,13 @@ pub enum FsadminCommand {
         /// host:port as `report capacity` shows it, or its id (`--json`)
         worker: String,
     },
+    /// Give up only copies on workers that the master's data know nothing of, because an earlier state was put back (`report` says how many there are)
+    #[command(name = "dropOrphans", alias = "drop-orphans")]
+    DropOrphans {
+        /// Their bytes are nowhere else: yes, drop them
+        #[arg(long, required = true)]
+        yes: bool,
+    },
     /// What holds for single paths and all below them
     #[command(name = "pathConf", alias = "path-conf", subcommand)]
     PathConf(PathConfCommand),
@@ -582,7 +604,7 @@ impl Cli {
     pub fn log_filter(&self) -> &str {
         match (&self.log, &self.command) {
             (Some(filter), _) => filter,
-            (None, Command::Master | Command::Worker(_) | Command::Csi(_)) => "info,openraft=warn",
+            (None, Command::Master | Command::Worker(_) | Command::Csi(_) | Command::Keeper(_)) => "info,openraft=warn",
             (None, Command::Local(_)) => "warn,openraft=error",
             // What fuser says of requests that were interrupted meanwhile is nobody's trouble.
             (None, Command::Mount(args)) if args.foreground => "info,fuser=off",

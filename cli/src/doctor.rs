@@ -50,6 +50,9 @@ pub async fn run(fs: &FileSystem, config: &ClientConfig, output: Output) -> Resu
                 check_kubernetes(&report, &mut found);
                 check_stores(&report, &mut found);
                 check_disk(&report, &mut found);
+                if let Some(text) = crate::report::orphans(&report) {
+                    found.add(Verdict::Warn, "orphans", text);
+                }
                 report.warnings.iter().for_each(|w| found.add(Verdict::Warn, "security", w));
             }
             Err(e) => found.add(Verdict::Fail, "report", e.to_string()),

@@ -41,7 +41,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     telemetry::init(cli.log_filter())?;
     let loaded = config::load(cli.config.as_deref(), &cli.flags()?)?;
     let runtime = match cli.command {
-        Command::Local(_) | Command::Master | Command::Worker(_) | Command::Mount(_) | Command::Csi(_) => {
+        Command::Local(_) | Command::Master | Command::Worker(_) | Command::Mount(_) | Command::Csi(_) | Command::Keeper(_) => {
             tokio::runtime::Builder::new_multi_thread().enable_all().build()
         }
         _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
@@ -54,6 +54,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Master => roles::master(loaded.config).await.map(|()| ExitCode::SUCCESS),
             Command::Worker(_) => roles::worker(loaded.config).await.map(|()| ExitCode::SUCCESS),
             Command::Csi(args) => roles::csi(&loaded.config, args, cli.config.as_deref()).await.map(|()| ExitCode::SUCCESS),
+            Command::Keeper(args) => roles::keeper(args).await.map(|()| ExitCode::SUCCESS),
             Command::Mount(args) => mount::run(args, &loaded.config, output).await.map(|()| ExitCode::SUCCESS),
             Command::Fs(command) => fs::run(command, &loaded.config.client, output).await,
             Command::Fsadmin(command) => report::run(command, &loaded.config, output).await,

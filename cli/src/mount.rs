@@ -44,11 +44,7 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
         return supervise::run(&mountpoint).await;
     }
     if args.mkdir {
-        match std::fs::create_dir_all(&mountpoint) {
-            // A mount that a dead process left: it is taken away next.
-            Err(e) if e.raw_os_error() == Some(nix::libc::ENOTCONN) || e.kind() == std::io::ErrorKind::AlreadyExists => {}
-            made => made.map_err(|e| Error::io(format!("making {}", mountpoint.display()), &e))?,
-        }
+        forebay_common::mountpoint::make(&mountpoint)?;
     }
     if args.foreground {
         let shown = mountpoint.display().to_string();

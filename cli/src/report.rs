@@ -36,6 +36,11 @@ pub async fn run(command: FsadminCommand, config: &Config, output: Output) -> Re
             let json = json!({ "worker": format!("{id:016x}"), "leaving": false });
             output.show(&json, || output::line(&format!("worker {worker} takes blocks again")))?;
         }
+        FsadminCommand::DropOrphans { .. } => {
+            let (blocks, dropped) = fs.drop_orphans().await?;
+            output
+                .show(&json!({ "blocks": blocks, "bytes": dropped }), || output::line(&format!("{blocks} blocks given up ({})", bytes(dropped))))?;
+        }
         FsadminCommand::PathConf(command) => path_conf(&fs, command, output).await?,
         FsadminCommand::Ufs { path, mode } => {
             let set = BTreeMap::from([("ufs_mode".to_owned(), mode.clone())]);
@@ -163,6 +168,17 @@ fn sum_tiers(report: &ReportResponse) -> Vec<TierUsage> {
     sums.into_values().collect()
 }
 
+/// What to say of only copies that the master's data know nothing of.
+pub fn orphans(report: &ReportResponse) -> Option<String> {
+    let (blocks, held) = (report.orphan_blocks, bytes(report.orphan_bytes));
+    (blocks > 0).then(|| {
+        format!(
+            "{blocks} blocks ({held}) on workers are the only copies of what newer data of this master had: put these back (master.data_dir), \
+             or give them up with `forebay fsadmin dropOrphans --yes`"
+        )
+    })
+}
+
 fn summary(report: &ReportResponse, output: Output) -> Result<()> {
     let tiers = sum_tiers(report);
     let live = report.workers.iter().filter(|w| !w.lost).count();
@@ -176,6 +192,7 @@ fn summary(report: &ReportResponse, output: Output) -> Result<()> {
     let json = json!({
         "cluster": report.cluster_id, "refused_workers": refused_json,
         "version": report.version, "started_ms": report.started_ms, "live_workers": live, "lost_workers": report.workers.len() - live,
+        "orphan_blocks": report.orphan_blocks, "orphan_bytes": report.orphan_bytes,
         "files": report.files, "folders": report.folders, "mounts": report.ufs.len(), "total_bytes": total, "used_bytes": used,
         "journal_index": report.applied_index, "pending_changes": report.pending_changes, "at_risk": at_risk_json(&report.at_risk.clone().unwrap_or_default()), "warnings": report.warnings,
     });
@@ -193,6 +210,7 @@ fn summary(report: &ReportResponse, output: Output) -> Result<()> {
             row("Acknowledged, not in an under store yet", at_risk_text(report)),
         ];
         rows.extend(refused.iter().map(|(name, reason)| row("Worker not let in", format!("{name}: {reason}"))));
+        rows.extend(orphans(report).map(|text| row("Warning", text)));
         rows.extend(report.warnings.iter().map(|w| row("Warning", w.clone())));
         output::table(&[], &[], rows)
     })

@@ -1,6 +1,6 @@
 //! `forebay local`, `master`, `worker`: start, serve until a signal, stop.
 
-use crate::args::{CsiArgs, LocalArgs};
+use crate::args::{CsiArgs, KeeperArgs, LocalArgs};
 use crate::output::{bytes, line};
 use forebay_common::config::{ClientConfig, Config, TierDir};
 use forebay_common::error::at;
@@ -102,6 +102,21 @@ pub async fn csi(config: &Config, args: CsiArgs, file: Option<&std::path::Path>)
         mount,
     };
     forebay_csi::run(options, shutdown).await
+}
+
+/// Has mounts while their processes are replaced.
+pub async fn keeper(args: KeeperArgs) -> Result<()> {
+    let shutdown = CancellationToken::new();
+    let listener = tokio::net::TcpListener::bind(args.web).await.map_err(at(format!("binding {} (--web)", args.web)))?;
+    let pages = axum::serve(listener, forebay_csi::pages()).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let pages = tokio::spawn(pages.into_future());
+    let stop = async {
+        let _ = until_signal(&shutdown).await;
+        shutdown.cancel();
+    };
+    let options = forebay_fuse::keeper::Options { dirs: args.dirs, wait: args.wait };
+    forebay_fuse::keeper::run(options, stop).await?;
+    pages.await.map_err(|e| err!(Internal, "web server: {e}"))?.map_err(at("web server"))
 }
 
 async fn drain(stopped: impl Future<Output = ()>) {

@@ -490,6 +490,18 @@ impl FileSystem {
         Ok(answer.worker_id)
     }
 
+    /// Has workers drop only copies that no file has, and that the master's data know nothing of; how many, and their bytes. Errors: `PermissionDenied`.
+    pub async fn drop_orphans(&self) -> Result<(u64, u64)> {
+        let m = &self.inner.master;
+        let done = m
+            .ask(|caller| {
+                let mut admin = m.admin.clone();
+                async move { admin.drop_orphans(DropOrphansRequest { caller }).await }
+            })
+            .await?;
+        Ok((done.blocks, done.bytes))
+    }
+
     /// Asks the master for its clock and state; with the time the question took.
     pub async fn ping(&self) -> Result<(PingResponse, Duration)> {
         let at = Instant::now();

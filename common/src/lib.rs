@@ -13,6 +13,7 @@ pub mod layout;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
+pub mod mountpoint;
 pub mod path;
 pub mod telemetry;
 pub mod token;

@@ -60,7 +60,8 @@ fn listen(path: &Path) -> Result<UnixListener> {
     UnixListener::bind(path).map_err(at(format!("binding {}", path.display())))
 }
 
-fn pages() -> axum::Router {
+/// `/healthz` and `/metrics` of a process of a node.
+pub fn pages() -> axum::Router {
     axum::Router::new()
         .route("/healthz", axum::routing::get(|| async { "ok\n" }))
         .route("/metrics", axum::routing::get(|| async { ([("content-type", "text/plain; version=0.0.4")], forebay_common::metrics::render()) }))

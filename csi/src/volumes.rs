@@ -6,7 +6,7 @@
 
 use crate::Options;
 use forebay_common::error::at;
-use forebay_common::{Error, Result, counter, err, gauge};
+use forebay_common::{Error, Result, counter, err, gauge, mountpoint};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -68,6 +68,8 @@ enum State {
 struct Running {
     volume: Volume,
     stop: CancellationToken,
+    /// With `stop`: nobody is to go on with it.
+    unpublished: Arc<AtomicBool>,
     state: watch::Receiver<State>,
     task: JoinHandle<()>,
 }
@@ -75,7 +77,7 @@ struct Running {
 /// A volume that needs no process.
 fn done(volume: Volume) -> Running {
     let (_, state) = watch::channel(State::Ready);
-    Running { volume, stop: CancellationToken::new(), state, task: tokio::spawn(async {}) }
+    Running { volume, stop: CancellationToken::new(), unpublished: Arc::default(), state, task: tokio::spawn(async {}) }
 }
 
 pub struct Volumes {
@@ -93,14 +95,6 @@ fn name(target: &Path) -> String {
     let mut hasher = DefaultHasher::new();
     target.hash(&mut hasher);
     format!("{:016x}", hasher.finish())
-}
-
-/// Makes a folder; one that a dead mount is on cannot even be looked at, and is there.
-fn make(dir: &Path) -> Result<()> {
-    match std::fs::create_dir_all(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists || e.raw_os_error() == Some(nix::libc::ENOTCONN) => Ok(()),
-        made => made.map_err(at(dir.display())),
-    }
 }
 
 /// Binds what a volume's process has mounted on the pod's place, over what is there.
@@ -168,7 +162,7 @@ impl Volumes {
 
     /// Has a volume at its place. Returns when it is mounted. Errors: what the mount says, the volume at this place is another one.
     pub async fn publish(&self, volume: Volume) -> Result<()> {
-        make(&volume.target)?;
+        mountpoint::make(&volume.target)?;
         let mut running = self.running.lock().await;
         if let Some(there) = running.get(&volume.target) {
             if there.volume != volume {
@@ -235,11 +229,11 @@ impl Volumes {
     /// `until_there`: it is tried until it is mounted, however often it fails.
     fn start(&self, volume: Volume, until_there: bool) -> Running {
         let (sender, state) = watch::channel(State::Starting);
-        let stop = CancellationToken::new();
+        let (stop, unpublished) = (CancellationToken::new(), Arc::<AtomicBool>::default());
         let command = self.command(&volume);
         let own = self.own_mount(&volume.target);
-        let task = tokio::spawn(keep(volume.clone(), own, command, sender, until_there, stop.clone()));
-        Running { volume, stop, state, task }
+        let task = tokio::spawn(keep(volume.clone(), own, command, sender, until_there, stop.clone(), unpublished.clone()));
+        Running { volume, stop, unpublished, state, task }
     }
 
     /// Takes a volume away. Nothing is there, or it is no volume of ours any more: that is fine.
@@ -248,6 +242,7 @@ impl Volumes {
         // Nobody is in it any more: first the pod's place, so that its process has nothing left to wait for.
         unmount_all(target);
         if let Some(running) = running {
+            running.unpublished.store(true, Ordering::SeqCst);
             running.stop.cancel();
             let _ = running.task.await;
         }
@@ -266,7 +261,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// The driver ends: what is being written is handed over. The records stay.
+    /// The driver ends: what is being written is handed over, and a keeper has the mounts where there is one (`forebay_fuse::keeper`). The records stay.
     pub async fn stop(&self) {
         let all: Vec<Running> = self.running.lock().await.drain().map(|(_, running)| running).collect();
         all.iter().for_each(|running| running.stop.cancel());
@@ -330,7 +325,15 @@ async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::S
 }
 
 /// Runs a volume's process until `stop`, as often as it takes.
-async fn keep(volume: Volume, own: PathBuf, mut command: Command, state: watch::Sender<State>, until_there: bool, stop: CancellationToken) {
+async fn keep(
+    volume: Volume,
+    own: PathBuf,
+    mut command: Command,
+    state: watch::Sender<State>,
+    until_there: bool,
+    stop: CancellationToken,
+    unpublished: Arc<AtomicBool>,
+) {
     let mut pause = AGAIN_MIN;
     // Layers bound on the pod's place by this task; what a driver before it bound is below them.
     let mut layers = 0;
@@ -351,7 +354,9 @@ async fn keep(volume: Volume, own: PathBuf, mut command: Command, state: watch::
                     run = run => Some(run),
                     () = stop.cancelled() => None,
                 };
-                let Some((said, ended)) = run else { return end(&mut child).await };
+                let Some((said, ended)) = run else {
+                    return end(&mut child, if unpublished.load(Ordering::SeqCst) { Signal::SIGINT } else { Signal::SIGTERM }).await;
+                };
                 layers += usize::from(said.bound);
                 // Given the time to be read.
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -379,10 +384,10 @@ async fn keep(volume: Volume, own: PathBuf, mut command: Command, state: watch::
     }
 }
 
-/// Has a mount's process hand over and end.
-async fn end(child: &mut Child) {
+/// Has a mount's process hand over what is being written and end: by SIGINT the mount goes, by SIGTERM a keeper may have it.
+async fn end(child: &mut Child, signal: Signal) {
     if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        let _ = kill(Pid::from_raw(pid), signal);
         if tokio::time::timeout(STOP_WAIT, child.wait()).await.is_ok() {
             return;
         }

@@ -3,7 +3,7 @@
 //! The old process listens on the socket `control`. The way: it takes up no more requests (they wait), finishes those under way, hands over what was written, stops its threads, and sends
 //! `mount.State` with its descriptors → the new one connects to the master before it asks, builds the same, opens for itself what is read, reads nothing from the kernel, and says that it has all
 //! → the old one has the kernel send again what was not answered, gives its word to go on, and ends. Invariant: until that word is given the old process has all that it needs to go on, and does
-//! so where the other one is silent or gone; the new one does nothing to the mount without it.
+//! so where the other one is silent or gone; the new one does nothing to the mount without it. `keeper` is at the other end where no successor is there yet: it takes the same as it is, and gives it on.
 
 use crate::device::{Agreed, Backing};
 use crate::locks::Locks;
@@ -20,6 +20,7 @@ use prost::Message;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -32,25 +33,33 @@ const DESCRIPTORS: usize = 128;
 /// How long either side waits for the other.
 const WAIT: Duration = Duration::from_secs(30);
 /// Bytes of a state at most: some ten million nodes.
-const STATE_MAX_BYTES: u64 = 4 << 30;
+pub const STATE_MAX_BYTES: u64 = 4 << 30;
 const HELLO: u8 = 1;
-const TAKEN: u8 = 2;
-const GO: u8 = 3;
+pub const TAKEN: u8 = 2;
+pub const GO: u8 = 3;
 /// Where the processes of root's mounts listen, if nothing else is said.
 const RUN_DIR: &str = "/run/forebay-mount";
 
-/// Where the process of a mount listens.
-pub fn control(fuse: &FuseConfig, mountpoint: &Path) -> PathBuf {
-    let dir = match fuse.control_dir.as_os_str().is_empty() {
+fn control_dir(fuse: &FuseConfig) -> &Path {
+    match fuse.control_dir.as_os_str().is_empty() {
         true if nix::unistd::geteuid().is_root() => Path::new(RUN_DIR),
         true => &fuse.staging_dir,
         false => &fuse.control_dir,
-    };
+    }
+}
+
+/// Where a keeper listens.
+pub fn keeper(control_dir: &Path) -> PathBuf {
+    control_dir.join("keeper")
+}
+
+/// Where the process of a mount listens.
+pub fn control(fuse: &FuseConfig, mountpoint: &Path) -> PathBuf {
     // However it is written; FNV-1a, which is the same in every version, since a path may be longer than a socket's.
     let mountpoint: PathBuf = mountpoint.components().collect();
     let name =
         mountpoint.to_string_lossy().bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    dir.join(format!(".forebay-mount-{name:016x}"))
+    control_dir(fuse).join(format!(".forebay-mount-{name:016x}"))
 }
 
 /// Listens, in the place of whoever did before.
@@ -67,11 +76,11 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-fn broken(e: std::io::Error) -> Error {
+pub fn broken(e: std::io::Error) -> Error {
     Error::io("the process at the other end of a hand-over", &e)
 }
 
-fn send_descriptors(stream: &UnixStream, all: &[BorrowedFd<'_>]) -> Result<()> {
+pub fn send_descriptors(stream: &UnixStream, all: &[BorrowedFd<'_>]) -> Result<()> {
     for some in all.chunks(DESCRIPTORS) {
         let numbers: Vec<_> = some.iter().map(AsRawFd::as_raw_fd).collect();
         let message = [ControlMessage::ScmRights(&numbers)];
@@ -80,7 +89,7 @@ fn send_descriptors(stream: &UnixStream, all: &[BorrowedFd<'_>]) -> Result<()> {
     Ok(())
 }
 
-fn receive_descriptors(stream: &UnixStream, count: usize) -> Result<Vec<OwnedFd>> {
+pub fn receive_descriptors(stream: &UnixStream, count: usize) -> Result<Vec<OwnedFd>> {
     let mut out = Vec::with_capacity(count);
     while out.len() < count {
         let mut byte = [0];
@@ -102,7 +111,7 @@ fn receive_descriptors(stream: &UnixStream, count: usize) -> Result<Vec<OwnedFd>
     Ok(out)
 }
 
-fn timed(stream: &UnixStream) -> Result<()> {
+pub fn timed(stream: &UnixStream) -> Result<()> {
     stream
         .set_nonblocking(false)
         .and_then(|()| stream.set_read_timeout(Some(WAIT)))
@@ -111,13 +120,40 @@ fn timed(stream: &UnixStream) -> Result<()> {
 }
 
 /// Errors: at the other end is somebody else than this process's user.
-fn check_peer(stream: &UnixStream) -> Result<()> {
+pub fn check_peer(stream: &UnixStream) -> Result<()> {
     use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
     let peer = getsockopt(stream, PeerCredentials).map_err(|e| broken(e.into()))?;
     if peer.uid() != nix::unistd::geteuid().as_raw() {
         return Err(err!(PermissionDenied, "user {} is at the other end of a hand-over", peer.uid()));
     }
     Ok(())
+}
+
+/// Who is to have a mount.
+pub struct Receiver {
+    pub stream: UnixStream,
+    /// It is told how many descriptors there are; one that reads the state finds that there.
+    pub counted: bool,
+}
+
+/// Offers a mount to the keeper of its control folder, and waits until that wants it; `None`: there is none.
+pub fn offer(fuse: &FuseConfig, control: &Path, mountpoint: &Path) -> Result<Option<Receiver>> {
+    let mut stream = match UnixStream::connect(keeper(control_dir(fuse))) {
+        Ok(stream) => stream,
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(e) => return Err(broken(e)),
+    };
+    let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec().into();
+    let offer = wire::Offer { mountpoint: bytes(mountpoint), control: bytes(control) };
+    timed(&stream)?;
+    stream.write_all(&offer.encode_length_delimited_to_vec()).map_err(broken)?;
+    greeted(&mut stream)?;
+    Ok(Some(Receiver { stream, counted: true }))
+}
+
+/// Says at the other end that a mount is wanted.
+pub fn greet(stream: &mut UnixStream) -> Result<()> {
+    stream.write_all(&[HELLO]).map_err(broken)
 }
 
 /// Whether the other end is who runs this mount, and wants it.
@@ -133,7 +169,7 @@ pub fn greeted(stream: &mut UnixStream) -> Result<()> {
 }
 
 /// Sends all that a mount is, and once the other process has it all, its word to go on. The mount is at rest. Errors: it was not taken over, and that word was not said.
-pub fn give(mut stream: UnixStream, mount: &Mount, handles: Vec<wire::Handle>, agreed: &Agreed, device: BorrowedFd<'_>) -> Result<()> {
+pub fn give(to: Receiver, mount: &Mount, handles: Vec<wire::Handle>, agreed: &Agreed, device: BorrowedFd<'_>) -> Result<()> {
     let (nodes, files) = mount.nodes.save()?;
     let (lock_session, locks) = mount.locks.save();
     let state = wire::State {
@@ -154,6 +190,10 @@ pub fn give(mut stream: UnixStream, mount: &Mount, handles: Vec<wire::Handle>, a
     let mut descriptors = vec![device];
     let files: Vec<Arc<Staged>> = files;
     descriptors.extend(files.iter().map(|staged| staged.descriptor()));
+    let Receiver { mut stream, counted } = to;
+    if counted {
+        stream.write_all(&(descriptors.len() as u64).to_ne_bytes()).map_err(broken)?;
+    }
     stream.write_all(&(bytes.len() as u64).to_ne_bytes()).and_then(|()| stream.write_all(&bytes)).map_err(broken)?;
     send_descriptors(&stream, &descriptors)?;
     let mut said = [0];
@@ -195,7 +235,7 @@ pub fn ask(path: &Path) -> Result<Option<Taken>> {
     timed(&stream)?;
     // It finishes what is under way first.
     stream.set_read_timeout(Some(WAIT * 4)).map_err(broken)?;
-    stream.write_all(&[HELLO]).map_err(broken)?;
+    greet(&mut stream)?;
     let mut length = [0; 8];
     if let Err(e) = stream.read_exact(&mut length) {
         drop(stream);

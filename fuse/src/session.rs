@@ -2,7 +2,7 @@
 
 use crate::device::{self, Agreed, Stopped};
 use crate::handler::Handler;
-use crate::handover;
+use crate::handover::{self, Receiver};
 use crate::mount::{Gate, Mount, STATISTICS};
 use crate::staged;
 use crate::trim;
@@ -234,13 +234,23 @@ async fn run_here(client: &ClientConfig, fuse: &FuseConfig, options: Options, te
     let done = loop {
         tokio::select! {
             done = serving.ended() => break done,
-            _ = async { tokio::select! { _ = terminated.recv() => {}, _ = interrupted.recv() => {} } } => {
+            interrupt = async { tokio::select! { _ = terminated.recv() => false, _ = interrupted.recv() => true } } => {
+                if !interrupt {
+                    match kept(&mount, &mut serving, &options.mountpoint, &control).await {
+                        Ok(true) => leave(&fs, &at, tell).await,
+                        Ok(false) => {}
+                        Err(e) => {
+                            tracing::warn!(error = %e, at, "the keeper does not have the mount: it is taken away");
+                            go_on(&mount, &mut serving, &no_passthrough, &config)?;
+                        }
+                    }
+                }
                 mount.hand_over_all().await;
                 let _ = std::fs::remove_file(&control);
                 serving.unmount(&options.mountpoint).await;
                 break Ok(());
             }
-            stream = accepted(listener.as_ref()) => match change_hands(stream, &mount, &mut serving).await {
+            stream = accepted(listener.as_ref()) => match asked(stream, &mount, &mut serving).await {
                 // It ends, and the other one mounts anew.
                 Err(e) if e.kind() == ErrorKind::Unsupported => {
                     tracing::warn!(error = %e, at, "the mount ends for the process that wants to take it over");
@@ -250,23 +260,10 @@ async fn run_here(client: &ClientConfig, fuse: &FuseConfig, options: Options, te
                     tell(Event::Given);
                     break Ok(());
                 }
-                Ok(()) => {
-                    if let Err(e) = fs.flush().await {
-                        tracing::debug!(error = %e, "the last counters were not told");
-                    }
-                    tracing::info!(at, "another process has taken the mount over");
-                    tell(Event::Given);
-                    // Nothing is dropped: the kernel's files, and the mount itself, are the other one's.
-                    std::process::exit(0);
-                }
+                Ok(()) => leave(&fs, &at, tell).await,
                 Err(e) => {
                     tracing::warn!(error = %e, at, "the mount was not taken over: it goes on here");
-                    if serving.is_over() {
-                        let agreed = *mount.agreed.lock().unwrap_or_else(|e| e.into_inner());
-                        serving = Serving::go_on(&mount, no_passthrough.clone(), agreed, &config)?;
-                    } else {
-                        *mount.gate.write().unwrap_or_else(|e| e.into_inner()) = Gate::Open;
-                    }
+                    go_on(&mount, &mut serving, &no_passthrough, &config)?;
                 }
             },
         }
@@ -297,10 +294,47 @@ async fn accepted(listener: Option<&tokio::net::UnixListener>) -> std::os::unix:
     }
 }
 
-/// Gives the mount to whoever asks. Errors: it was not taken over; the session may have been stopped for that.
-async fn change_hands(mut stream: std::os::unix::net::UnixStream, mount: &Arc<Mount>, serving: &mut Serving) -> Result<()> {
+/// Ends this process, whose mount another one has.
+async fn leave(fs: &FileSystem, at: &str, tell: &dyn Fn(Event)) -> ! {
+    if let Err(e) = fs.flush().await {
+        tracing::debug!(error = %e, "the last counters were not told");
+    }
+    tracing::info!(at, "another process has taken the mount over");
+    tell(Event::Given);
+    // Nothing is dropped: the kernel's files, and the mount itself, are the other one's.
+    std::process::exit(0);
+}
+
+/// Whether a keeper has the mount now, for the process that comes next; there may be none. Errors: as `change_hands`.
+async fn kept(mount: &Arc<Mount>, serving: &mut Serving, mountpoint: &Path, control: &Path) -> Result<bool> {
+    let (fuse, point, control) = (mount.config.clone(), mountpoint.to_owned(), control.to_owned());
+    let offered = tokio::task::spawn_blocking(move || handover::offer(&fuse, &control, &point)).await;
+    match offered.map_err(|e| err!(Internal, "offering: {e}"))?? {
+        Some(keeper) => change_hands(keeper, mount, serving).await.map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// Goes on with a mount that was not given away after all.
+fn go_on(mount: &Arc<Mount>, serving: &mut Serving, no_passthrough: &Option<String>, config: &Config) -> Result<()> {
+    if serving.is_over() {
+        let agreed = *mount.agreed.lock().unwrap_or_else(|e| e.into_inner());
+        *serving = Serving::go_on(mount, no_passthrough.clone(), agreed, config)?;
+    } else {
+        *mount.gate.write().unwrap_or_else(|e| e.into_inner()) = Gate::Open;
+    }
+    Ok(())
+}
+
+/// Gives the mount to whoever asks. Errors: as `change_hands`.
+async fn asked(mut stream: std::os::unix::net::UnixStream, mount: &Arc<Mount>, serving: &mut Serving) -> Result<()> {
     let stream = tokio::task::spawn_blocking(move || handover::greeted(&mut stream).map(|()| stream)).await;
     let stream = stream.map_err(|e| err!(Internal, "greeting: {e}"))??;
+    change_hands(Receiver { stream, counted: false }, mount, serving).await
+}
+
+/// Gives the mount away. Errors: it was not taken over; the session may have been stopped for that.
+async fn change_hands(to: Receiver, mount: &Arc<Mount>, serving: &mut Serving) -> Result<()> {
     let device = mount.device.get().cloned().ok_or_else(|| err!(Internal, "a mount without a device"))?;
     if !mount.agreed.lock().unwrap_or_else(|e| e.into_inner()).may_change_hands() {
         return Err(err!(Unsupported, "this kernel does not send requests again (Linux 6.9 does), so a live mount cannot change hands"));
@@ -323,7 +357,7 @@ async fn change_hands(mut stream: std::os::unix::net::UnixStream, mount: &Arc<Mo
     let (mount, agreed) = (mount.clone(), *mount.agreed.lock().unwrap_or_else(|e| e.into_inner()));
     let given = tokio::task::spawn_blocking(move || {
         let device = stopped.device().ok_or_else(|| err!(Internal, "the session had no device"))?;
-        let given = handover::give(stream, &mount, handles, &agreed, device);
+        let given = handover::give(to, &mount, handles, &agreed, device);
         if given.is_err()
             && let Err(e) = device::resend(device)
         {

@@ -6,7 +6,7 @@
 use crate::journal::Journal;
 use crate::store::{Reader, Store};
 use forebay_common::config::UNNAMED_CLUSTER;
-use forebay_common::{Result, clock, counter, err};
+use forebay_common::{BlockId, Result, clock, counter, err};
 use forebay_proto::RegisterRequest;
 use forebay_proto::journal::{Command, OpenCluster, command::Op};
 use forebay_proto::store::Cluster;
@@ -35,6 +35,13 @@ pub async fn open(journal: &Journal, store: &Store, started_by: &str, given: &st
     }
     tracing::info!(cluster = cluster.id, "the cluster is open");
     Ok(cluster)
+}
+
+/// Whether this master's data say that a block of this number was never made; `next` is the one that would be made next. A worker may have it nevertheless: from a later state of the data.
+pub fn never_numbered(cluster: &Cluster, next: u64, block: BlockId) -> bool {
+    let id = block.get();
+    let after = cluster.skipped_blocks.partition_point(|skipped| skipped.used <= id);
+    id >= next || after.checked_sub(1).and_then(|at| cluster.skipped_blocks.get(at)).is_some_and(|skipped| id < skipped.from)
 }
 
 /// Whose blocks a worker has; empty: blocks that name no cluster, as all of a version that knew none.

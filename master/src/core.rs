@@ -1,7 +1,7 @@
 //! `Core`: the parts of one master, shared by its services and drivers.
 
 use crate::apply::Applied;
-use crate::block::BlockMap;
+use crate::block::{BlockMap, Orphans};
 use crate::driver::PendingDriver;
 use crate::held::Held;
 use crate::identity::Identity;
@@ -29,6 +29,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Soft {
     /// Who has which block.
     pub blocks: BlockMap,
+    /// What workers have that only newer data of this master know.
+    pub orphans: Orphans,
     /// Workers, by heartbeat.
     pub workers: Registry,
     /// Opened under stores.

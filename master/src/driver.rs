@@ -256,6 +256,7 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
         for worker in core.soft.workers.expire(Duration::from_millis(core.config.worker_timeout_ms)) {
             tracing::warn!(%worker, "worker is lost: no heartbeat within master.worker_timeout_ms");
             core.soft.blocks.remove_worker(worker);
+            core.soft.orphans.forget_worker(worker);
             core.soft.tasks.forget_worker(worker, true);
             core.soft.replicas_dirty.store(true, Ordering::Relaxed);
             core.persist.wake();

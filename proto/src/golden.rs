@@ -291,8 +291,17 @@ fn locks() {
     check(&journal::OpenCluster { cluster_id: "c".into(), first_id: 1, step: 2 }, "0a016310011802");
     let numbered = |used| Some(store::Numbered { used, from: used + 1 });
     let (inodes, blocks, leases, versions) = (numbered(1), numbered(2), numbered(3), numbered(4));
-    let cluster = store::Cluster { id: "c".into(), older: true, inodes, blocks, leases, versions, opened_change: 5 };
-    check(&cluster, "0a016310011a04080110022204080210032a04080310043204080410053805");
+    let cluster = store::Cluster {
+        id: "c".into(),
+        older: true,
+        inodes,
+        blocks,
+        leases,
+        versions,
+        opened_change: 5,
+        skipped_blocks: vec![store::Numbered { used: 6, from: 7 }],
+    };
+    check(&cluster, "0a016310011a04080110022204080210032a04080310043204080410053805420408061007");
     check(&store::Counters { versions_from: 1, ..Default::default() }, "800101");
     check(&store::FileLocks { locks: vec![lock] }, "0a0e0802100318012004280530013806");
     let session = store::LockSession { id: 1, expires_at_ms: 2, ttl_ms: 3, principal: "p".into(), holder: "h".into(), files: 4, ending: true };

@@ -53,7 +53,8 @@ impl Mount {
     /// Mounts the namespace of a cluster on a folder of its own. `options`: further words of the command line.
     pub fn start(cluster: &Cluster, name: &str, options: &[&str]) -> Mount {
         let at = cluster.dir.path().join(name);
-        std::fs::create_dir_all(&at).or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) }).ok();
+        // Not looked at: a mount that is there may wait for its process.
+        let _ = std::fs::create_dir(&at);
         let log = cluster.dir.path().join(format!("{name}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("log");
         let socket_dir = cluster.client_config().socket_dir;
@@ -103,10 +104,15 @@ impl Mount {
         self.child.id()
     }
 
-    /// SIGTERM; true when it ended well.
-    pub fn stop(&mut self) -> bool {
+    /// SIGTERM.
+    pub fn terminate(&mut self) {
         let id = nix::unistd::Pid::from_raw(self.child.id() as i32);
         nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).expect("SIGTERM");
+    }
+
+    /// SIGTERM; true when it ended well.
+    pub fn stop(&mut self) -> bool {
+        self.terminate();
         self.child.wait().expect("wait").success()
     }
 }

@@ -159,7 +159,8 @@ async fn blocks_without_a_name_are_not_a_new_clusters() {
     assert_reads(&fs, "/f", 2).await;
 }
 
-/// (S-44) A master whose data were put back to an earlier state does not know which numbers it has given out since. It gives out others.
+/// (S-44) A master whose data were put back to an earlier state does not know which numbers it has given out since. It gives out others; and what is nowhere else is kept until
+/// the newer data are back, or somebody has given it up.
 #[tokio::test(flavor = "multi_thread")]
 async fn data_that_were_put_back_give_out_other_numbers() {
     let mut cluster = Cluster::start(1, &[]).await;
@@ -194,4 +195,33 @@ async fn data_that_were_put_back_give_out_other_numbers() {
     if let Ok(got) = file.read_at(0, &mut out).await {
         assert!(out[..got] == pattern(2, 0, got));
     }
+    let orphans = async |cluster: &Cluster, count: usize| {
+        eventually("orphans are counted", 30, async || report(cluster)["orphan_blocks"].as_u64() == Some(count as u64)).await;
+    };
+    orphans(&cluster, lost.len()).await;
+    assert_eq!(report(&cluster)["orphan_bytes"].as_u64(), Some(LENGTH as u64));
+    let doctor = cluster.run(&["fsadmin", "doctor"]);
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("put these back"), "{}", String::from_utf8_lossy(&doctor.stdout));
+    // A start more, with blocks numbered in between: they are orphans as before.
+    cluster.restart_master();
+    let_in(&cluster).await;
+    orphans(&cluster, lost.len()).await;
+    let (dir, _) = stop_master(&mut cluster, "older");
+    std::fs::rename(cluster.dir.path().join("newer"), &dir).unwrap();
+    cluster.start_master();
+    let_in(&cluster).await;
+    let fs = cluster.client().await;
+    assert_reads(&fs, "/lost", 2).await;
+    assert_reads(&fs, "/before", 1).await;
+    // Now those of the other history are, and nobody wants them.
+    orphans(&cluster, after.len()).await;
+    assert!(!cluster.run(&["fsadmin", "dropOrphans"]).status.success(), "not without being told twice");
+    assert_eq!(cluster.json(&["fsadmin", "dropOrphans", "--yes"])["blocks"].as_u64(), Some(after.len() as u64));
+    // A worker that starts again tells all it has.
+    eventually("they are dropped", 30, async || report(&cluster)["used_bytes"].as_u64().unwrap() < 3 * LENGTH as u64).await;
+    cluster.kill_worker(0);
+    cluster.start_worker(0);
+    let_in(&cluster).await;
+    assert_reads(&fs, "/lost", 2).await;
+    orphans(&cluster, 0).await;
 }

@@ -129,6 +129,7 @@ impl Installed {
                 ("daemonset/forebay-worker", "desiredNumberScheduled", "numberReady"),
                 ("daemonset/forebay-fuse", "desiredNumberScheduled", "numberReady"),
                 ("daemonset/forebay-csi", "desiredNumberScheduled", "numberReady"),
+                ("daemonset/forebay-keeper", "desiredNumberScheduled", "numberReady"),
             ] {
                 let status = self.json(&["get", kind]);
                 let (wanted, is) = (status["status"][wanted].as_u64().unwrap_or(0), status["status"][is].as_u64().unwrap_or(0));
@@ -366,7 +367,7 @@ fn volumes(all: &Installed, holder: &str) {
     });
 }
 
-/// The pods of the CSI driver and of the mount are replaced under pods that read, and have a file open all the time: none of their calls fails.
+/// The pods of the CSI driver and of the mount are replaced, and then deleted, under pods that read, and have a file open all the time: none of their calls fails.
 fn drivers_are_replaced(all: &Installed) {
     let places = [
         ("held-by-path", "hostPath: {path: /var/lib/forebay/mnt}", "/data/fs/LICENSE"),
@@ -398,13 +399,47 @@ fn drivers_are_replaced(all: &Installed) {
         all.cluster.kubectl(&["-n", NAMESPACE, "rollout", "status", daemons, "--timeout=120s"]);
     }
     let after = more_reads(before + 20);
-    for (name, _, file) in places {
-        let text = log(name);
-        let failed: Vec<&str> = text.lines().filter(|l| !l.ends_with(file)).collect();
-        assert!(failed.is_empty(), "{name}: {failed:?}");
+    let failed = || {
+        places.map(|(name, _, file)| log(name).lines().filter(|l| !l.ends_with(file)).map(|l| format!("{name}: {l}")).collect::<Vec<_>>()).concat()
+    };
+    assert!(failed().is_empty(), "{:?}", failed());
+    println!("the driver's and the mount's pods were replaced during {} reads: none failed, and what was open stayed", after - before);
+    // Nobody is there to take the mounts over until the keeper has given them on.
+    for round in 1..=2 {
+        let began = Instant::now();
+        let before = more_reads(0);
+        for component in ["csi", "fuse"] {
+            let pod = all.pod_of(component, "node-1");
+            all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", &pod]);
+        }
+        all.ready();
+        let ready = began.elapsed();
+        let after = more_reads(before + 20);
+        assert!(failed().is_empty(), "{:?}", failed());
+        println!(
+            "deleted, {round}: both pods are there again after {:.1} s; {} reads meanwhile and after it, none failed; the longest pauses: {}",
+            ready.as_secs_f64(),
+            after - before,
+            places.map(|(name, _, _)| format!("{name} {:.1} s", longest_pause(all, name, began.elapsed()).as_secs_f64())).join(", ")
+        );
+    }
+    for (name, _, _) in places {
         all.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", name, "--now"]);
     }
-    println!("the driver's and the mount's pods were replaced during {} reads: none failed, and what was open stayed", after - before);
+}
+
+/// The longest time between two lines of a pod's log, by its own times, within the last `since`.
+fn longest_pause(all: &Installed, pod: &str, since: Duration) -> Duration {
+    let text = all.cluster.try_run("kubectl", &["-n", NAMESPACE, "logs", pod, "--timestamps", &format!("--since={}s", since.as_secs() + 1)]).1;
+    let times: Vec<f64> = text
+        .lines()
+        .filter(|l| l.starts_with("20"))
+        .filter_map(|l| {
+            let date = Command::new("date").args(["-u", "-d", l.split(' ').next()?, "+%s.%N"]).output().ok()?;
+            String::from_utf8_lossy(&date.stdout).trim().parse().ok()
+        })
+        .collect();
+    Duration::from_secs_f64(times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max))
 }
 
 /// A claim of the driver's storage class gets a folder of its own, which a pod of an ordinary user writes, and which goes with the claim.
@@ -692,6 +727,71 @@ fn installed_again(all: &Installed) {
     assert!(listed.contains("LICENSE") && listed.contains("kept-0"), "{listed}");
 }
 
+/// Workers of a StatefulSet become fewer, several at a time, and more again: files of the cache alone are all there, and read all the time.
+fn workers_are_scaled(all: &Installed) {
+    all.cluster.run("helm", &["uninstall", "forebay", "-n", NAMESPACE, "--wait"]);
+    all.cluster.kubectl(&["label", "node", "node-3", "forebay=true"]);
+    let file = all.cluster.dir().join("values.yaml");
+    let text = values("1", TIER, "").replace("worker:\n", "worker:\n  kind: StatefulSet\n  replicas: 3\n").replace("seconds: 20", "seconds: 60");
+    assert!(text.contains("StatefulSet") && text.contains("seconds: 60"), "{text}");
+    std::fs::write(&file, text.replace("csi: {enabled: true", "csi: {enabled: false").replace("fuse: {enabled: true", "fuse: {enabled: false"))
+        .expect("values");
+    all.cluster.run("helm", &["install", "forebay", kube::chart().to_str().expect("text"), "-n", NAMESPACE, "-f", file.to_str().expect("text")]);
+    let rpc = all.node_port();
+    let run = |arguments: &[&str]| {
+        let output = all.forebay(arguments).env("FOREBAY_MASTER", &rpc).output().expect("forebay");
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    };
+    let workers = |count: usize| {
+        all.cluster.eventually(&format!("there are {count} workers"), Duration::from_secs(150), || {
+            let status = all.json(&["get", "statefulset/forebay-worker"]);
+            let ready = status["status"]["readyReplicas"].as_u64().unwrap_or(0) as usize;
+            let is = status["status"]["replicas"].as_u64().unwrap_or(0) as usize;
+            let report: Value = serde_json::from_str(&run(&["--json", "fsadmin", "report"])?).expect("JSON");
+            let live = report["live_workers"].as_u64().unwrap_or_else(|| panic!("{report}")) as usize;
+            // Those that were drained may be known for a while.
+            if ready == count && is == count && live >= count { Ok(()) } else { Err(format!("{ready} of {is} ready, {live} live")) }
+        })
+    };
+    workers(3);
+    let content = std::fs::read_to_string(&file).expect("read");
+    for i in 0..30 {
+        run(&["fs", "put", "--write-type", "cache_only", file.to_str().expect("text"), &format!("/scaled-{i}")]).expect("put");
+    }
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let (reads, longest) = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut reads, mut longest) = (0, Duration::ZERO);
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                let began = Instant::now();
+                let text = run(&["fs", "cat", &format!("/scaled-{}", reads % 30)]).unwrap_or_else(|e| panic!("read {reads}: {e}"));
+                assert_eq!(text, content);
+                longest = longest.max(began.elapsed());
+                reads += 1;
+            }
+            (reads, longest)
+        });
+        for count in [1, 3, 2] {
+            all.cluster.kubectl(&["-n", NAMESPACE, "scale", "statefulset/forebay-worker", &format!("--replicas={count}")]);
+            workers(count);
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        reader.join().expect("no failed read")
+    });
+    for i in 0..30 {
+        let text = run(&["fs", "cat", &format!("/scaled-{i}")]).unwrap_or_else(|e| panic!("a file of the cache alone is lost: {e}"));
+        assert_eq!(text, content);
+    }
+    println!(
+        "workers scaled 3, 1, 3, 2: 30 files of the cache alone are all there; {reads} reads meanwhile, none failed, the longest took {:.1} s",
+        longest.as_secs_f64()
+    );
+}
+
 #[test]
 fn the_chart_on_real_nodes() {
     if std::env::var_os("FOREBAY_TEST_KUBE").is_none() {
@@ -717,4 +817,5 @@ fn the_chart_on_real_nodes() {
     master_is_deleted(&all);
     workers_are_upgraded(&all);
     installed_again(&all);
+    workers_are_scaled(&all);
 }

@@ -16,7 +16,7 @@ use forebay_proto::{
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,8 @@ const CHANGED_FILES_MAX: usize = 1_000;
 /// Between heartbeats while the master does not answer.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// Between registrations that were refused: somebody has to mend something first.
+/// Between two looks at all blocks for the working set.
+const WORKING_SET_EVERY: Duration = Duration::from_secs(10);
 const REFUSED_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How long a session waits for news from the master.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,7 +106,12 @@ impl Heartbeat {
     pub async fn run(self, registered: watch::Sender<Registration>, shutdown: CancellationToken) {
         let interval = Duration::from_millis(self.core.config.heartbeat_interval_ms.max(50));
         let mut known = false;
+        let mut counted: Option<Instant> = None;
         loop {
+            if counted.is_none_or(|at| at.elapsed() > WORKING_SET_EVERY) {
+                counted = Some(Instant::now());
+                self.core.store.working_set(Duration::from_millis(self.core.config.working_set_window_ms));
+            }
             let round = self.core.reporter.begun.fetch_add(1, Ordering::AcqRel) + 1;
             let retry_after = match self.round(&mut known).await {
                 Ok(()) => {

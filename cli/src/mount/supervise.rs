@@ -41,10 +41,10 @@ impl Stop {
         Ok(Stop(on(SignalKind::terminate())?, on(SignalKind::interrupt())?))
     }
 
-    async fn asked(&mut self) {
+    async fn asked(&mut self) -> Signal {
         tokio::select! {
-            _ = self.0.recv() => {}
-            _ = self.1.recv() => {}
+            _ = self.0.recv() => Signal::SIGTERM,
+            _ = self.1.recv() => Signal::SIGINT,
         }
     }
 }
@@ -68,11 +68,11 @@ pub async fn run(mountpoint: &Path) -> Result<()> {
                         given |= line == GIVEN;
                     }
                     ended = child.wait() => break ended.map_or_else(|e| e.to_string(), |ended| if ended.success() { String::new() } else { ended.to_string() }),
-                    () = stop.asked() => {
+                    signal = stop.asked() => {
                         stopping = true;
                         if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
-                            // It hands over what is being written, and takes the mount away.
-                            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+                            // It hands over what is being written, and takes the mount away or gives it to a keeper.
+                            let _ = kill(Pid::from_raw(id), signal);
                         }
                     }
                 }
@@ -93,7 +93,7 @@ pub async fn run(mountpoint: &Path) -> Result<()> {
         pause = if began.elapsed() > PAUSES.1 { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = stop.asked() => {
+            _ = stop.asked() => {
                 // Nobody is left who would.
                 let _ = umount2(mountpoint, MntFlags::MNT_DETACH);
                 return Ok(());

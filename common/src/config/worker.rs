@@ -98,6 +98,8 @@ pub struct WorkerConfig {
     pub join_after: u32,
     /// See `promote_after`.
     pub promote_window_ms: u64,
+    /// Blocks used within this time are the working set (the metric `forebay_worker_working_set_bytes`).
+    pub working_set_window_ms: u64,
     /// Blocks kept open at once: each takes two descriptors and a mapping. The one used longest ago is evicted above it.
     /// 0: as many as the limits of the process allow.
     pub blocks_max: usize,
@@ -151,6 +153,7 @@ impl Default for WorkerConfig {
             promote_after: 2,
             join_after: 2,
             promote_window_ms: 60_000,
+            working_set_window_ms: 3_600_000,
             blocks_max: 0,
             scrub_rate: ByteSize::mib(256),
             scrub_interval_ms: 24 * 3_600_000,

@@ -126,6 +126,12 @@ annotations:
 {{- if and (eq .Values.worker.data.type "hostPath") (eq .Values.worker.kind "StatefulSet") -}}
 {{- fail "worker.data: a hostPath needs worker.kind DaemonSet: two pods of a StatefulSet on one node would share it" -}}
 {{- end -}}
+{{- if and .Values.worker.autoscaling.enabled (ne .Values.worker.kind "StatefulSet") -}}
+{{- fail "worker.autoscaling needs worker.kind StatefulSet: a DaemonSet has as many workers as nodes" -}}
+{{- end -}}
+{{- if gt (int .Values.worker.autoscaling.minReplicas) (int .Values.worker.autoscaling.maxReplicas) -}}
+{{- fail "worker.autoscaling: minReplicas is above maxReplicas" -}}
+{{- end -}}
 {{- range .Values.mounts -}}
 {{- range $name := keys (.options | default dict) -}}
 {{- if regexMatch "secret|token|password|credential|access_key|account_key|encryption_key|customer_key|delegation|sas" (lower $name) -}}
@@ -233,7 +239,9 @@ labels:
   {{- toYaml . | nindent 2 }}
   {{- end }}
 annotations:
+  {{- if ne .role "keeper" }}
   checksum/config: {{ include "forebay.toml" . | sha256sum }}
+  {{- end }}
   {{- if and .root.Values.metrics.annotations .webPort }}
   prometheus.io/scrape: "true"
   prometheus.io/port: {{ .webPort | quote }}

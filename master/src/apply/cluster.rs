@@ -36,6 +36,7 @@ pub fn open(c: &mut Context<'_, '_>, op: &OpenCluster) -> Result<()> {
             go_on(next, numbered, op.step);
         }
     }
+    skipped(&mut cluster);
     // A change gives a file one version more at most, and this one gives none.
     let versions = cluster.versions.get_or_insert_default();
     let mut next = versions.from + c.change.saturating_sub(cluster.opened_change + 1);
@@ -45,6 +46,15 @@ pub fn open(c: &mut Context<'_, '_>, op: &OpenCluster) -> Result<()> {
     (counters.versions_from, cluster.opened_change) = (versions.from, c.change);
     c.txn.put(Cf::Meta, CLUSTER_KEY, &cluster);
     Ok(())
+}
+
+/// Notes which numbers of blocks nobody gets: what has one of these is of a later state that was lost, or of none (`block/orphans`).
+fn skipped(cluster: &mut Cluster) {
+    let Some(Numbered { used, from }) = cluster.blocks.filter(|blocks| blocks.from > blocks.used) else { return };
+    match cluster.skipped_blocks.last_mut().filter(|last| last.used == used) {
+        Some(last) => last.from = from,
+        None => cluster.skipped_blocks.push(Numbered { used, from }),
+    }
 }
 
 /// Has `next` go on `step` behind the last number that was used.
@@ -108,11 +118,18 @@ mod tests {
         let mut machine = Machine::new();
         let (cluster, next) = machine.open("CID-1", 1_000, 50);
         assert_eq!((cluster.id.as_str(), cluster.older, next), ("CID-1", false, [1_000, 1_000, 1_000, 0]));
+        assert!(cluster.skipped_blocks.is_empty());
         assert_eq!(machine.open("CID-2", 7_000, 50).1, [1_050, 1_050, 1_050, 50]);
         assert_eq!(machine.open("CID-2", 7_000, 60).1, [1_060, 1_060, 1_060, 60]);
         machine.create(b"/f");
         let (cluster, next) = machine.open("CID-3", 7_000, 100);
         assert_eq!((cluster.id.as_str(), next), ("CID-1", [1_161, 1_161, 1_161, 161]));
+        let skipped: Vec<(u64, u64)> = cluster.skipped_blocks.iter().map(|s| (s.used, s.from)).collect();
+        assert_eq!(skipped, [(1_000, 1_060), (1_061, 1_161)]);
+        for (id, never) in [(999, false), (1_000, true), (1_059, true), (1_060, false), (1_061, true), (1_160, true), (1_161, true), (1 << 52, true)]
+        {
+            assert_eq!(crate::cluster::never_numbered(&cluster, next[1], forebay_common::BlockId(id)), never, "{id}");
+        }
         machine.create(b"/g");
         assert_eq!(machine.open("CID-3", 7_000, JUMPS_END).1, next.map(|n| n + 1), "there is no room for such a jump");
         machine.create(b"/h");

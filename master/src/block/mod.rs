@@ -1,5 +1,9 @@
 //! `BlockMap`: which worker has how much of which block. Soft state, rebuilt from worker reports.
 
+mod orphans;
+
+pub use orphans::Orphans;
+
 use forebay_common::{BlockId, WorkerId};
 use std::collections::HashMap;
 use std::sync::RwLock;

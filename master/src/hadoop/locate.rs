@@ -14,6 +14,7 @@ use crate::namespace::{self, READ, block_ids};
 use crate::source;
 use crate::store::Reader;
 use crate::worker::WorkerView;
+use forebay_common::config::Locality;
 use forebay_common::token::{BlockRun, Claims, UfsSource};
 use forebay_common::{AbsPath, BlockId, InodeId, Result, WorkerId, clock};
 use forebay_hdfs::hadoop::common::TokenProto;
@@ -333,6 +334,11 @@ pub async fn get_block_locations(
     }
     namespace::check(&h.core.identity.who(&a.user), &inode, READ, &path)?;
     let key = resolved.walk.ufs_key(&path);
+    let kubernetes = &h.core.kubernetes_config;
+    if kubernetes.java_short_circuit && kubernetes.locality != Locality::None {
+        // This answer says whether it is to try the socket.
+        h.core.kubernetes.await_pod(a.ip).await;
+    }
     let locations = blocks_of(h, a, &path, &inode, &resolved, key, Some((r.offset, r.length)))?;
     Ok(wire::GetBlockLocationsResponseProto { locations: Some(locations) })
 }

@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+use tokio::sync::Notify;
 
 /// Pods kept; those beyond are not seen.
 pub const PODS_MAX: usize = 500_000;
@@ -44,6 +46,8 @@ struct Inner {
     /// Those of them that are.
     readers: Places,
     zones: HashMap<Arc<str>, Option<Arc<str>>>,
+    /// Addresses of callers that were no pod's for as long as one is waited for.
+    strangers: HashSet<IpAddr>,
     /// Why not all is seen, by what is looked at.
     errors: BTreeMap<String, String>,
 }
@@ -119,17 +123,26 @@ pub struct Asker {
     pub mounts_sockets: bool,
 }
 
+/// How long the first call from an address waits for the pod that may have it.
+const AWAITED_MAX: Duration = Duration::from_secs(1);
+/// Addresses remembered that no pod had by then.
+const STRANGERS_MAX: usize = 65_536;
+
 /// The view. Empty outside of a cluster.
 #[derive(Default)]
-pub struct View(RwLock<Inner>);
+pub struct View {
+    inner: RwLock<Inner>,
+    /// A pod has come.
+    came: Notify,
+}
 
 impl View {
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
-        self.0.read().unwrap_or_else(|e| e.into_inner())
+        self.inner.read().unwrap_or_else(|e| e.into_inner())
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Inner> {
-        self.0.write().unwrap_or_else(|e| e.into_inner())
+        self.inner.write().unwrap_or_else(|e| e.into_inner())
     }
 
     /// A pod is as `facts` say; `None`: it has ended, or is not anywhere yet. Returns `false` when there are too many.
@@ -142,7 +155,9 @@ impl View {
         match facts {
             Some(_) if inner.pods.len() >= PODS_MAX => false,
             Some(facts) => {
+                inner.strangers.remove(&facts.ip);
                 inner.insert(uid.into(), facts);
+                self.came.notify_waiters();
                 true
             }
             None => true,
@@ -188,6 +203,32 @@ impl View {
             None => inner.errors.remove(what),
         };
         before != error
+    }
+
+    /// Returns when it is known who calls from an address, or when no pod has it for `AWAITED_MAX`: kubelet tells the API server a pod's address when its network is there, and its containers may
+    /// run before that is heard here. Once for an address; no more where not all is seen.
+    pub async fn await_pod(&self, ip: IpAddr) {
+        let ip = ip.to_canonical();
+        let deadline = tokio::time::Instant::now() + AWAITED_MAX;
+        loop {
+            let mut came = std::pin::pin!(self.came.notified());
+            // From here on nothing is missed.
+            came.as_mut().enable();
+            {
+                let inner = self.read();
+                if ip.is_loopback() || inner.by_ip.contains_key(&ip) || inner.strangers.contains(&ip) || !inner.errors.is_empty() {
+                    return;
+                }
+            }
+            if tokio::time::timeout_at(deadline, came).await.is_err() {
+                break;
+            }
+        }
+        let mut inner = self.write();
+        if inner.strangers.len() >= STRANGERS_MAX {
+            inner.strangers.clear();
+        }
+        inner.strangers.insert(ip);
     }
 
     /// Who calls from an address.
@@ -247,6 +288,31 @@ impl View {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[tokio::test]
+    async fn the_first_call_waits_for_its_pod() {
+        let view = Arc::new(View::default());
+        let (late, came) = (view.clone(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+        let told = came.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            late.set_pod("other", Some(pod(8, "n", None)));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            told.store(true, std::sync::atomic::Ordering::SeqCst);
+            late.set_pod("a", Some(pod(7, "n", None)));
+        });
+        view.await_pod(ip(7)).await;
+        assert!(came.load(std::sync::atomic::Ordering::SeqCst) && view.asker(ip(7)).node.is_some());
+        // No pod's: it is waited for once, and again when a pod has had the address meanwhile.
+        let waits = |last: u8| tokio::time::timeout(Duration::from_millis(100), view.await_pod(ip(last)));
+        view.await_pod(ip(9)).await;
+        waits(9).await.expect("a stranger is not waited for");
+        view.set_pod("b", Some(pod(9, "n", None)));
+        view.set_pod("b", None);
+        waits(9).await.expect_err("it may be another pod's by now");
+        view.set_error("pods", Some("forbidden".into()));
+        waits(9).await.expect("not all is seen");
+    }
 
     fn ip(last: u8) -> IpAddr {
         IpAddr::from([10, 244, 1, last])

@@ -12,8 +12,8 @@ use forebay_proto::admin_server::Admin;
 use forebay_proto::convert::to_status;
 use forebay_proto::journal::{self, command::Op};
 use forebay_proto::{
-    ClientCounters, ClientCountersDone, GetBlockRequest, GetBlockResponse, KubernetesReport, NamedValue, PingRequest, PingResponse, ReportRequest,
-    ReportResponse, SetWorkerRequest, SetWorkerResponse, UfsReport, WorkerAddress,
+    ClientCounters, ClientCountersDone, DropOrphansRequest, DropOrphansResponse, GetBlockRequest, GetBlockResponse, KubernetesReport, NamedValue,
+    PingRequest, PingResponse, ReportRequest, ReportResponse, SetWorkerRequest, SetWorkerResponse, UfsReport, WorkerAddress,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,6 +92,23 @@ impl Service {
         Ok(GetBlockResponse { status: Some(status), block: Some(block), workers })
     }
 
+    /// Has workers drop what only newer data of this master know.
+    fn drop_orphans(&self, request: &DropOrphansRequest) -> Result<DropOrphansResponse> {
+        let core = &self.0;
+        let who = core.who(request.caller.as_ref())?;
+        if !who.superuser {
+            return Err(err!(PermissionDenied, "user {} is not a superuser: only those give up blocks", who.user));
+        }
+        let orphans = core.soft.orphans.take();
+        let mut dropped = DropOrphansResponse { blocks: orphans.len() as u64, bytes: 0 };
+        for (worker, block, bytes) in orphans {
+            dropped.bytes += bytes;
+            core.soft.workers.queue_delete(worker, block);
+        }
+        tracing::warn!(user = who.user, blocks = dropped.blocks, bytes = dropped.bytes, "only copies that no file has are given up");
+        Ok(dropped)
+    }
+
     fn metrics(&self) -> Vec<NamedValue> {
         let mut all: Vec<NamedValue> = self.0.metrics.report().into_iter().map(|(name, value)| NamedValue { name, value }).collect();
         all.push(NamedValue { name: "Cluster.HadoopCalls".to_owned(), value: hadoop::CALLS.get() });
@@ -106,6 +123,7 @@ impl Service {
         let applied = crate::apply::read_applied_in(&view)?;
         let disk = nix::sys::statvfs::statvfs(&core.config.data_dir).ok();
         let bytes = |blocks: u64| disk.as_ref().map_or(0, |d| blocks * d.fragment_size());
+        let (orphan_blocks, orphan_bytes) = core.soft.orphans.count();
         let mut warnings = Vec::new();
         if core.security.allow_insecure_bind {
             warnings.push("security.allow_insecure_bind is on: identity is 'simple', every client is whoever it says".to_owned());
@@ -132,6 +150,8 @@ impl Service {
             at_risk: Some(core.persist.at_risk(core)?),
             hadoop_port: u32::from(core.hadoop_port),
             cluster_id: core.cluster.id.clone(),
+            orphan_blocks,
+            orphan_bytes,
             refused_workers: core.soft.workers.refused_lately(),
             kubernetes: (core.kubernetes_config.locality != Locality::None).then(|| kubernetes(core)),
         })
@@ -172,6 +192,10 @@ impl Admin for Service {
 
     async fn set_worker(&self, request: Request<SetWorkerRequest>) -> Result<Response<SetWorkerResponse>, Status> {
         Service::set_worker(self, request.get_ref()).await.map(Response::new).map_err(|e| to_status(&e))
+    }
+
+    async fn drop_orphans(&self, request: Request<DropOrphansRequest>) -> Result<Response<DropOrphansResponse>, Status> {
+        Service::drop_orphans(self, request.get_ref()).map(Response::new).map_err(|e| to_status(&e))
     }
 
     async fn add_client_counters(&self, request: Request<ClientCounters>) -> Result<Response<ClientCountersDone>, Status> {

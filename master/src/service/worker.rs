@@ -82,10 +82,21 @@ impl Service {
             core.soft.blocks.report(worker, BlockId(block.block_id), block.cached_bytes, tier_name(&block.tier));
         }
         let view = core.store.view();
-        let any_pinned = view.counters()?.pinned_files > 0;
+        let counters = view.counters()?;
+        let any_pinned = counters.pinned_files > 0;
+        let orphan = |id| cluster::never_numbered(&core.cluster, counters.next_block_id, id);
+        for block in request.changed.iter().filter(|b| b.cached_bytes == 0) {
+            core.soft.orphans.gone(worker, BlockId(block.block_id));
+        }
         for block in request.changed.iter().filter(|b| b.cached_bytes > 0) {
             let id = BlockId(block.block_id);
             let Some(owner) = view.block_owner(id)? else {
+                if block.only_copy && orphan(id) {
+                    if core.soft.orphans.note(worker, id, block.cached_bytes) {
+                        tracing::error!(block = %id, %worker, "a worker has only copies that these data of the master know nothing of: newer data were here before. They are kept (fsadmin report)");
+                    }
+                    continue;
+                }
                 UNKNOWN.inc();
                 orders.deletes.push(id.get());
                 core.soft.blocks.report(worker, id, 0, "MEM");
@@ -121,6 +132,9 @@ impl Service {
         // Left in the middle by their writer: those of a file that is completed, or gone, nobody will go on with.
         for block in request.changed.iter().filter(|b| b.open) {
             let owner = view.block_owner(BlockId(block.block_id))?.map(|owner| view.inode(owner)).transpose()?.flatten();
+            if owner.is_none() && orphan(BlockId(block.block_id)) {
+                continue;
+            }
             if owner.is_none_or(|(_, inode)| inode.completed) {
                 orders.deletes.push(block.block_id);
             }
@@ -165,6 +179,7 @@ impl WorkerMaster for Service {
             self.0.stay(id).await.map_err(|e| to_status(&e))?;
         }
         self.0.soft.blocks.remove_worker(id);
+        self.0.soft.orphans.forget_worker(id);
         self.0.soft.tasks.forget_worker(id, false);
         self.0.soft.workers.register(&request, address);
         self.answer(id, Orders::default()).map(Response::new).map_err(|e| to_status(&e))

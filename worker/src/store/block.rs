@@ -9,8 +9,15 @@ use super::evict::Evictable;
 use super::shares::Share;
 use forebay_common::block_header::{FLAG_ONLY_COPY, Header};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
+
+/// What times of use are counted from.
+static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fn now_ms() -> u64 {
+    u64::try_from(BEGAN.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+}
 
 /// How long orders may be under way that were given before a block was held.
 const HELD_FOR: Duration = Duration::from_secs(20);
@@ -31,11 +38,13 @@ pub struct Block {
     /// When it became so by order of the master.
     held: Mutex<Option<Instant>>,
     heat: Mutex<(Instant, u32)>,
+    /// Since `BEGAN`; 0: never by this process.
+    used_ms: AtomicU64,
     share: Mutex<Option<Arc<Share>>>,
 }
 
 impl Block {
-    /// One without pages, in a folder.
+    /// One without pages, in a folder, used now.
     pub fn new(header: Header, dir: Arc<Dir>) -> Arc<Block> {
         let only_copy = header.flags & FLAG_ONLY_COPY != 0;
         Arc::new(Block {
@@ -49,6 +58,7 @@ impl Block {
             only_copy: AtomicBool::new(only_copy),
             held: Mutex::default(),
             heat: Mutex::new((Instant::now(), 0)),
+            used_ms: AtomicU64::new(now_ms()),
             share: Mutex::default(),
         })
     }
@@ -168,6 +178,23 @@ impl Block {
     /// Grants that clients hold: evicting it frees nothing before they let go.
     pub fn grants(&self) -> u32 {
         self.grants.load(Ordering::Acquire)
+    }
+
+    /// It is used now.
+    pub fn used(&self) {
+        self.used_ms.store(now_ms(), Ordering::Relaxed);
+    }
+
+    /// It was used when another one was; `None`: not by this process.
+    pub fn used_as(&self, other: Option<&Block>) {
+        self.used_ms.store(other.map_or(0, |other| other.used_ms.load(Ordering::Relaxed)), Ordering::Relaxed);
+    }
+
+    /// Whether it was used within `window`, or a client has it now, who may read it without being seen.
+    pub fn is_in_use(&self, window: Duration) -> bool {
+        let used = self.used_ms.load(Ordering::Relaxed);
+        let window = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+        self.grants() > 0 || (used > 0 && now_ms().saturating_sub(used) <= window)
     }
 
     /// Counts a use and returns how many there were within `window`.

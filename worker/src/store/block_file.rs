@@ -214,7 +214,12 @@ impl BlockFile {
         if beyond != 0 && bits.last().is_some_and(|w| w.load(Ordering::Relaxed) >> beyond != 0) {
             return Err(err!(Corrupt, "block {block} has pages beyond its end in its page map"));
         }
-        let block = known.cloned().unwrap_or_else(|| Block::new(header.clone(), dir.clone()));
+        let unused = || {
+            let block = Block::new(header.clone(), dir.clone());
+            block.used_as(None);
+            block
+        };
+        let block = known.cloned().unwrap_or_else(unused);
         let same = |flags| Header { flags, ..header.clone() } == Header { flags, ..block.header.clone() };
         // Whether it is the only copy may have changed; what it is has not.
         if !same(0) || (header.flags | FLAG_ONLY_COPY) != (block.header.flags | FLAG_ONLY_COPY) {

@@ -288,6 +288,7 @@ impl BlockStore {
         let Some(from) = self.opened(block) else { return Ok(false) };
         super::remove_files(to, id);
         let copy = BlockFile::create(to, block.header_on_disk()).inspect_err(|e| to.note_error(e))?;
+        copy.block.used_as(Some(block));
         for page in (0..block.header.pages()).filter(|p| from.has_page(*p)) {
             let (offset, length) = block.header.page_span(page);
             let read = from.verify_range(offset, length).and_then(|()| from.bytes(offset, length));

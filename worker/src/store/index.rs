@@ -34,6 +34,11 @@ impl Index {
         self.shard(block.header.block).get(&block.header.block).is_some_and(|b| Arc::ptr_eq(b, block))
     }
 
+    /// Adds up something of all blocks.
+    pub fn sum(&self, of: impl Fn(&Block) -> u64) -> u64 {
+        self.shards.iter().map(|s| s.lock().unwrap_or_else(|e| e.into_inner()).values().map(|block| of(block)).sum::<u64>()).sum()
+    }
+
     pub fn ids(&self) -> Vec<BlockId> {
         self.shards.iter().flat_map(|s| s.lock().unwrap_or_else(|e| e.into_inner()).keys().copied().collect::<Vec<_>>()).collect()
     }

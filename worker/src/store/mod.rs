@@ -24,6 +24,7 @@ mod room;
 mod shares;
 mod tier;
 mod whole;
+mod working_set;
 
 pub use adopt::Place as LeftOpen;
 pub use block::Block;
@@ -58,6 +59,7 @@ counter!(pub QUARANTINED, "forebay_worker_quarantined_blocks_total", "blocks dro
 counter!(DAMAGED, "forebay_worker_damaged_at_start_total", "blocks of an earlier start whose files could not be believed");
 counter!(NO_ROOM, "forebay_worker_no_room_total", "allocations refused because nothing could be evicted");
 gauge!(USED, "forebay_worker_tier_used_bytes", "bytes the tiers' files occupy, zombies included");
+gauge!(CAPACITY, "forebay_worker_tier_capacity_bytes", "quotas of the tiers' folders");
 gauge!(ZOMBIES, "forebay_worker_tier_zombie_bytes", "bytes of unlinked files that somebody still holds");
 
 /// By mount, for those that have a quota or a reserved share.
@@ -265,6 +267,7 @@ impl BlockStore {
     /// A block, marked as used now.
     pub fn get(&self, id: BlockId) -> Option<Arc<BlockFile>> {
         let block = self.find(id)?;
+        block.used();
         block.dir.policy().access(id);
         if let Some(share) = block.share() {
             share.access(id);
@@ -541,6 +544,7 @@ impl BlockStore {
     pub fn reap(&self) -> u64 {
         let freed = self.dirs().map(|dir| dir.reap()).sum();
         USED.set(self.dirs().map(|dir| dir.used_bytes() as i64).sum());
+        CAPACITY.set(self.dirs().map(|dir| dir.quota_bytes() as i64).sum());
         ZOMBIES.set(self.dirs().map(|dir| dir.zombie_bytes() as i64).sum());
         for (mount, share) in self.shares.all() {
             SHARES.with_label_values(&[&mount.to_string()]).set(share.used_bytes() as i64);

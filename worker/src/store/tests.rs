@@ -81,6 +81,33 @@ fn a_page_is_there_after_a_restart_and_a_flipped_bit_is_noticed() {
     assert!(store.get(BlockId(5)).is_none());
 }
 
+#[test]
+fn the_working_set_is_what_was_used_lately() {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let dir = TestDir::new();
+    let page = vec![1u8; PAGE as usize];
+    {
+        let store = open(dir.path(), 8 << 20);
+        for id in 1..=3 {
+            let block = store.get_or_create(header(id, PAGE)).unwrap();
+            store.fill_page(&block, 0, &page).unwrap();
+        }
+        assert_eq!(store.working_set(HOUR), 3 * PAGE);
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(store.working_set(Duration::from_millis(5)), 0);
+        let held = store.get(BlockId(2)).unwrap();
+        held.block.granted();
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(store.working_set(Duration::from_millis(5)), PAGE, "a client may read it unseen");
+        held.block.let_go();
+    }
+    let store = eventually_open(&config(dir.path(), 8 << 20)).unwrap();
+    while store.adopt_some() > 0 {}
+    assert_eq!(store.working_set(HOUR), 0, "nobody has used what a restart finds");
+    store.get(BlockId(3)).unwrap();
+    assert_eq!(store.working_set(HOUR), PAGE);
+}
+
 /// (S-17) Eviction unlinks; held bytes count on.
 #[test]
 fn the_oldest_is_evicted_and_held_bytes_count_until_let_go() {
