@@ -54,6 +54,7 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
                 Event::Ready { how, taken_over: false } => output::line(&format!("{READY}{shown}: {how}")),
                 Event::Ready { how, taken_over: true } => output::line(&format!("{READY}{shown}: {TAKEN}{how}")),
                 Event::Given => output::line(GIVEN),
+                Event::Kept => output::line("KEPT"),
             };
         })
         .await;

@@ -35,7 +35,7 @@ const GIVEN: &str = "GIVEN";
 /// How long kubelet waits for a mount.
 const READY_WAIT: Duration = Duration::from_secs(30);
 /// How long a mount may take to hand over what is being written, before it is killed.
-const STOP_WAIT: Duration = Duration::from_secs(30);
+const STOP_WAIT: Duration = Duration::from_secs(50);
 /// Pauses between two starts of a process that ends at once grow up to this.
 const AGAIN_MAX: Duration = Duration::from_secs(5);
 const AGAIN_MIN: Duration = Duration::from_millis(100);

@@ -123,12 +123,15 @@ pub fn resumed(handler: Handler, device: BorrowedFd<'_>, agreed: &Agreed, acl: S
     Ok(session)
 }
 
-/// This process's descriptors of the device, those that fuser made for its threads among them.
+/// This process's descriptors of the device, those that fuser made for its threads among them. By the device's number: what came from another container has another path here, or none.
 fn devices() -> Result<Vec<RawFd>> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    /// Of /dev/fuse: the kernel's miscellaneous devices, and FUSE among them (linux/miscdevice.h).
+    const FUSE: u64 = nix::libc::makedev(10, 229);
     let mut out = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
-        if std::fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == "/dev/fuse")
+        if std::fs::metadata(entry.path()).is_ok_and(|file| file.file_type().is_char_device() && file.rdev() == FUSE)
             && let Ok(number) = entry.file_name().to_string_lossy().parse()
         {
             out.push(number);

@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +32,10 @@ use std::time::Duration;
 const DESCRIPTORS: usize = 128;
 /// How long either side waits for the other.
 const WAIT: Duration = Duration::from_secs(30);
+/// And where the other one has to finish what is under way, or to open again what was open.
+pub const UNDER_WAY_WAIT: Duration = Duration::from_secs(120);
+/// How long a keeper may take to say that it is there.
+const KEEPER_WAIT: Duration = Duration::from_secs(5);
 /// Bytes of a state at most: some ten million nodes.
 pub const STATE_MAX_BYTES: u64 = 4 << 30;
 const HELLO: u8 = 1;
@@ -69,11 +73,20 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
         std::fs::create_dir_all(dir).map_err(failed)?;
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
     }
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    // Under another name first: at each moment somebody can be reached here.
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let _ = std::fs::remove_file(&new);
+    let listener = UnixListener::bind(&new).map_err(failed)?;
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
+    std::fs::rename(&new, path).map_err(failed)?;
     Ok(listener)
+}
+
+/// Which socket is at a place.
+pub fn inode(path: &Path) -> Option<u64> {
+    std::fs::symlink_metadata(path).ok().map(|metadata| metadata.ino())
 }
 
 pub fn broken(e: std::io::Error) -> Error {
@@ -146,8 +159,11 @@ pub fn offer(fuse: &FuseConfig, control: &Path, mountpoint: &Path) -> Result<Opt
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec().into();
     let offer = wire::Offer { mountpoint: bytes(mountpoint), control: bytes(control) };
     timed(&stream)?;
+    check_peer(&stream)?;
+    stream.set_read_timeout(Some(KEEPER_WAIT)).map_err(broken)?;
     stream.write_all(&offer.encode_length_delimited_to_vec()).map_err(broken)?;
-    greeted(&mut stream)?;
+    hello(&mut stream)?;
+    timed(&stream)?;
     Ok(Some(Receiver { stream, counted: true }))
 }
 
@@ -160,9 +176,13 @@ pub fn greet(stream: &mut UnixStream) -> Result<()> {
 pub fn greeted(stream: &mut UnixStream) -> Result<()> {
     timed(stream)?;
     check_peer(stream)?;
-    let mut hello = [0];
-    stream.read_exact(&mut hello).map_err(broken)?;
-    if hello[0] != HELLO {
+    hello(stream)
+}
+
+fn hello(stream: &mut UnixStream) -> Result<()> {
+    let mut said = [0];
+    stream.read_exact(&mut said).map_err(broken)?;
+    if said[0] != HELLO {
         return Err(err!(InvalidArgument, "a process of another version wants to take over"));
     }
     Ok(())
@@ -216,16 +236,18 @@ pub struct Taken {
 }
 
 /// Whether a process that gave nothing ends: on a kernel on which nothing can be given (see `Agreed::may_change_hands`) it takes its mount away, and then its socket.
-fn ends(path: &Path) -> bool {
+/// Or another one has the mount by now, and is to be asked: a keeper.
+fn ends(path: &Path, asked: Option<u64>) -> bool {
     let deadline = std::time::Instant::now() + WAIT;
-    while path.exists() && std::time::Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(100));
+    while inode(path) == asked && asked.is_some() && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
     }
-    !path.exists()
+    inode(path) != asked || asked.is_none()
 }
 
 /// Asks the process of a mount for it; `None`: nobody is there, or not any more.
 pub fn ask(path: &Path) -> Result<Option<Taken>> {
+    let asked = inode(path);
     let mut stream = match UnixStream::connect(path) {
         Ok(stream) => stream,
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => return Ok(None),
@@ -234,12 +256,12 @@ pub fn ask(path: &Path) -> Result<Option<Taken>> {
     check_peer(&stream)?;
     timed(&stream)?;
     // It finishes what is under way first.
-    stream.set_read_timeout(Some(WAIT * 4)).map_err(broken)?;
+    stream.set_read_timeout(Some(UNDER_WAY_WAIT)).map_err(broken)?;
     greet(&mut stream)?;
     let mut length = [0; 8];
     if let Err(e) = stream.read_exact(&mut length) {
         drop(stream);
-        return if ends(path) { Ok(None) } else { Err(err!(Unavailable, "the mount's process keeps it: its log says why ({e})")) };
+        return if ends(path, asked) { self::ask(path) } else { Err(err!(Unavailable, "the mount's process keeps it: its log says why ({e})")) };
     }
     let length = u64::from_ne_bytes(length);
     if length > STATE_MAX_BYTES {

@@ -5,10 +5,14 @@
 //! requests are the kernel's. See `handover` for the protocol.
 //!
 //! Invariants: the process before is told that the mount is taken only when all of it is here and a successor would find it; what is kept is let go only when a successor has
-//! said that it goes on, or when nobody came for `Options::wait` or the keeper is told to end: then the mount is taken away, and programs get ENOTCONN instead of waiting for ever.
+//! said that it goes on, when somebody has unmounted it, or when nobody came for `Options::wait` or the keeper is told to end: then the mount is taken away, and programs get ENOTCONN instead of waiting for ever.
+//! No socket and no mount is taken away that is another process's by then.
 //! Nothing written is in danger by that: it was handed over to the namespace before.
 
-use crate::handover::{GO, STATE_MAX_BYTES, TAKEN, broken, check_peer, greet, greeted, keeper, listen, receive_descriptors, send_descriptors, timed};
+use crate::handover::{
+    GO, STATE_MAX_BYTES, TAKEN, UNDER_WAY_WAIT, broken, check_peer, greet, greeted, inode, keeper, listen, receive_descriptors, send_descriptors,
+    timed,
+};
 use forebay_common::error::at;
 use forebay_common::{Error, Result, counter, err, gauge};
 use forebay_proto::mount as wire;
@@ -33,6 +37,8 @@ counter!(GIVEN_UP, "forebay_keeper_given_up_total", "kept mounts that were taken
 const KEPT_MAX: i64 = 4_096;
 /// Bytes of an offer.
 const OFFER_MAX_BYTES: usize = 16 << 10;
+/// Between two looks whether a kept mount is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Descriptors of one mount: its device, and files that are being written.
 const DESCRIPTORS_MAX: u64 = 65_536;
 
@@ -48,6 +54,8 @@ pub struct Options {
 /// A mount, as its process gave it.
 struct Kept {
     mountpoint: PathBuf,
+    /// The device number of what is mounted there, as /proc/self/mountinfo has it.
+    mounted: Option<String>,
     /// Its state, in a file without a name: it may be large.
     state: File,
     length: u64,
@@ -95,7 +103,9 @@ fn take(stream: &mut UnixStream, dir: &Path) -> Result<(Kept, PathBuf)> {
         return Err(err!(LimitExceeded, "{KEPT_MAX} mounts are kept already"));
     }
     greet(stream)?;
+    stream.set_read_timeout(Some(UNDER_WAY_WAIT)).map_err(broken)?;
     let count = number(stream)?;
+    timed(stream)?;
     let length = number(stream)?;
     if !(1..=DESCRIPTORS_MAX).contains(&count) || length > STATE_MAX_BYTES {
         return Err(err!(InvalidArgument, "a hand-over of {count} descriptors and {length} bytes"));
@@ -106,7 +116,8 @@ fn take(stream: &mut UnixStream, dir: &Path) -> Result<(Kept, PathBuf)> {
         return Err(err!(Unavailable, "the mount's process ended in the middle of a hand-over"));
     }
     let descriptors = receive_descriptors(stream, usize::try_from(count).unwrap_or(usize::MAX))?;
-    Ok((Kept { mountpoint, state, length, descriptors }, control))
+    let mounted = mounted_on(&mountpoint);
+    Ok((Kept { mountpoint, mounted, state, length, descriptors }, control))
 }
 
 /// The last word to a process that gave its mount. Errors: it keeps it.
@@ -117,14 +128,39 @@ fn taken(stream: &mut UnixStream) -> Result<()> {
     if said[0] == GO { Ok(()) } else { Err(err!(Internal, "the mount's process keeps it")) }
 }
 
+/// The device number of what is mounted on top at a place, without looking at it: who serves that may be nobody.
+fn mounted_on(mountpoint: &Path) -> Option<String> {
+    let escaped: String = mountpoint
+        .to_str()?
+        .chars()
+        .flat_map(|c| if " \t\n\\".contains(c) { format!("\\{:03o}", c as u32).chars().collect() } else { vec![c] })
+        .collect();
+    let all = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    // proc(5): id, parent, major:minor, root, mount point
+    all.lines()
+        .rev()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|words| words.get(4) == Some(&escaped.as_str()))
+        .map(|words| words[2].to_owned())
+}
+
 impl Kept {
-    /// Gives it to a successor, who has it once this returns. Errors: it has not.
-    fn give(&mut self, mut stream: UnixStream) -> Result<()> {
+    /// Whether the kernel has let the device go: somebody has unmounted it.
+    fn is_over(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let Some(device) = self.descriptors.first() else { return true };
+        let mut device = [PollFd::new(device.as_fd(), PollFlags::empty())];
+        poll(&mut device, PollTimeout::ZERO).is_ok() && device[0].revents().is_some_and(|is| is.contains(PollFlags::POLLERR))
+    }
+
+    /// Gives it to a successor, who has it once this returns; `within`: how long that may take to have all open again. Errors: it has not.
+    fn give(&mut self, mut stream: UnixStream, within: Duration) -> Result<()> {
         greeted(&mut stream)?;
         self.state.rewind().map_err(at("a kept mount's state"))?;
         stream.write_all(&self.length.to_ne_bytes()).map_err(broken)?;
         std::io::copy(&mut self.state, &mut stream).map_err(broken)?;
         send_descriptors(&stream, &self.descriptors.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+        stream.set_read_timeout(Some(within)).map_err(broken)?;
         let mut said = [0];
         stream.read_exact(&mut said).map_err(broken)?;
         if said[0] != TAKEN {
@@ -135,10 +171,14 @@ impl Kept {
 
     /// Out of the tree; whoever has something open gets ENOTCONN with the device's end.
     fn take_away(self) {
+        GIVEN_UP.inc();
+        if self.mounted.is_none() || mounted_on(&self.mountpoint) != self.mounted {
+            tracing::warn!(at = %self.mountpoint.display(), "the mount is not seen here, or another one is there by now: it ends where it is");
+            return;
+        }
         if let Err(e) = nix::mount::umount2(&self.mountpoint, nix::mount::MntFlags::MNT_DETACH) {
             tracing::warn!(at = %self.mountpoint.display(), error = %e, "a mount that nobody came for cannot be taken away: it ends where it is");
         }
-        GIVEN_UP.inc();
     }
 }
 
@@ -172,20 +212,37 @@ async fn keep(mut stream: UnixStream, dir: PathBuf, wait: Duration, mut stop: wa
     let _counted = Counted::new();
     // In the place of the process that gives: who comes from here on waits for this one.
     let listener = UnixListener::from_std(listen(&control)?).map_err(at(control.display()))?;
+    let own = inode(&control);
     let mut giver = stream;
     blocking(move || taken(&mut giver)).await?;
     let shown = kept.mountpoint.display().to_string();
     tracing::info!(at = shown, "a mount is kept for its next process");
     let deadline = tokio::time::Instant::now() + wait;
+    let remove = || {
+        if inode(&control) == own {
+            let _ = std::fs::remove_file(&control);
+        }
+    };
     loop {
         let asked = tokio::select! {
+            () = tokio::time::sleep(LOOK_AGAIN) => {
+                if kept.is_over() {
+                    tracing::info!(at = shown, "the mount is over");
+                    remove();
+                    return Ok(());
+                }
+                continue;
+            }
             asked = listener.accept() => asked.and_then(|(stream, _)| stream.into_std()).map_err(|e| Error::io("the socket of a kept mount", &e)),
             () = tokio::time::sleep_until(deadline) => break,
             () = stopped_by(&mut stop) => break,
         };
         let given;
         (given, kept) = match asked {
-            Ok(stream) => blocking(move || Ok((kept.give(stream), kept))).await?,
+            Ok(stream) => {
+                let within = deadline.saturating_duration_since(tokio::time::Instant::now()).max(UNDER_WAY_WAIT);
+                blocking(move || Ok((kept.give(stream, within), kept))).await?
+            }
             Err(e) => (Err(e), kept),
         };
         match given {
@@ -199,7 +256,7 @@ async fn keep(mut stream: UnixStream, dir: PathBuf, wait: Duration, mut stop: wa
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     tracing::warn!(at = shown, "nobody came for the mount: it is taken away");
-    let _ = std::fs::remove_file(&control);
+    remove();
     blocking(move || {
         kept.take_away();
         Ok(())
@@ -209,14 +266,19 @@ async fn keep(mut stream: UnixStream, dir: PathBuf, wait: Duration, mut stop: wa
 
 /// Keeps what is offered until `stop`; what is kept then is taken away. Errors: a folder or socket.
 pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<()> {
+    // Each kept mount has a device, and each file that is being written there is another one.
+    let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_err(|e| Error::io("limits", &e.into()))?;
+    if let Err(e) = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most) {
+        tracing::warn!(error = %e, "the limit of open files stays as it is");
+    }
     let mut listeners = Vec::new();
     for dir in &options.dirs {
         let listener = UnixListener::from_std(listen(&keeper(dir))?).map_err(at(dir.display()))?;
-        listeners.push((dir.clone(), listener));
+        listeners.push((dir.clone(), listener, inode(&keeper(dir))));
     }
     let (stopping, stopped) = watch::channel(false);
     let mut folders = JoinSet::new();
-    for (dir, listener) in listeners {
+    for (dir, listener, own) in listeners {
         let (stopped, wait) = (stopped.clone(), options.wait);
         folders.spawn(async move {
             let mut mounts = JoinSet::new();
@@ -241,7 +303,9 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<()>
                 }
             }
             // From here on nobody is taken in.
-            let _ = std::fs::remove_file(keeper(&dir));
+            if inode(&keeper(&dir)) == own {
+                let _ = std::fs::remove_file(keeper(&dir));
+            }
             drop(listener);
             while mounts.join_next().await.is_some() {}
         });

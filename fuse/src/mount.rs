@@ -213,7 +213,8 @@ impl Mount {
                 };
                 let reader = match reader {
                     Ok(reader) if Version::of(reader.status()) == version => reader,
-                    Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::FileChanged) => return Err(e),
+                    // Whoever gave it may not be there to go on: what cannot be opened now and will not be later is as one that is gone.
+                    Err(e) if e.is_retryable() => return Err(e),
                     _ => return Ok(Handle::Lost { node, reads: kind == Kind::Reads }),
                 };
                 if kind == Kind::Reads { Handle::Reads { node, reader } } else { Handle::Passes { node, reader } }

@@ -48,6 +48,8 @@ pub enum Event {
     },
     /// Another process serves it now; this one ends.
     Given,
+    /// A keeper has it for the next process; this one ends.
+    Kept,
 }
 
 /// What is mounted where.
@@ -160,6 +162,9 @@ async fn run_here(client: &ClientConfig, fuse: &FuseConfig, options: Options, te
     if !status.folder {
         return Err(err!(NotADirectory, "{} is a file: a folder can be mounted", options.path));
     }
+    // Before the mount is this process's: a signal ends it in order from then on.
+    let stop = |kind| signal(kind).map_err(|e| Error::io("signals", &e));
+    let (mut terminated, mut interrupted) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let taken = match options.take_over {
         true => {
             let control = control.clone();
@@ -225,8 +230,6 @@ async fn run_here(client: &ClientConfig, fuse: &FuseConfig, options: Options, te
     let listener = handover::listen(&control)
         .and_then(|listener| tokio::net::UnixListener::from_std(listener).map_err(|e| Error::io("the socket for --take-over", &e)));
     let listener = listener.inspect_err(|e| tracing::warn!(error = %e, "this mount cannot be taken over")).ok();
-    let stop = |kind| signal(kind).map_err(|e| Error::io("signals", &e));
-    let (mut terminated, mut interrupted) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let passes = mount.passthrough.load(Ordering::SeqCst);
     tracing::info!(at, path = %options.path, passthrough = passes, taken_over = was_live, "mounted");
     let how = if passes { "cached files of one block are read by the kernel itself" } else { "files are read through this process" };
@@ -237,7 +240,7 @@ async fn run_here(client: &ClientConfig, fuse: &FuseConfig, options: Options, te
             interrupt = async { tokio::select! { _ = terminated.recv() => false, _ = interrupted.recv() => true } } => {
                 if !interrupt {
                     match kept(&mount, &mut serving, &options.mountpoint, &control).await {
-                        Ok(true) => leave(&fs, &at, tell).await,
+                        Ok(true) => leave(&fs, &at, tell, Event::Kept).await,
                         Ok(false) => {}
                         Err(e) => {
                             tracing::warn!(error = %e, at, "the keeper does not have the mount: it is taken away");
@@ -260,7 +263,7 @@ async fn run_here(client: &ClientConfig, fuse: &FuseConfig, options: Options, te
                     tell(Event::Given);
                     break Ok(());
                 }
-                Ok(()) => leave(&fs, &at, tell).await,
+                Ok(()) => leave(&fs, &at, tell, Event::Given).await,
                 Err(e) => {
                     tracing::warn!(error = %e, at, "the mount was not taken over: it goes on here");
                     go_on(&mount, &mut serving, &no_passthrough, &config)?;
@@ -295,18 +298,20 @@ async fn accepted(listener: Option<&tokio::net::UnixListener>) -> std::os::unix:
 }
 
 /// Ends this process, whose mount another one has.
-async fn leave(fs: &FileSystem, at: &str, tell: &dyn Fn(Event)) -> ! {
+async fn leave(fs: &FileSystem, at: &str, tell: &dyn Fn(Event), how: Event) -> ! {
     if let Err(e) = fs.flush().await {
         tracing::debug!(error = %e, "the last counters were not told");
     }
-    tracing::info!(at, "another process has taken the mount over");
-    tell(Event::Given);
+    tracing::info!(at, ?how, "another process has the mount");
+    tell(how);
     // Nothing is dropped: the kernel's files, and the mount itself, are the other one's.
     std::process::exit(0);
 }
 
 /// Whether a keeper has the mount now, for the process that comes next; there may be none. Errors: as `change_hands`.
 async fn kept(mount: &Arc<Mount>, serving: &mut Serving, mountpoint: &Path, control: &Path) -> Result<bool> {
+    // Whatever becomes of the offer.
+    mount.hand_over_all().await;
     let (fuse, point, control) = (mount.config.clone(), mountpoint.to_owned(), control.to_owned());
     let offered = tokio::task::spawn_blocking(move || handover::offer(&fuse, &control, &point)).await;
     match offered.map_err(|e| err!(Internal, "offering: {e}"))?? {

@@ -60,6 +60,8 @@ impl Drain {
         }
         let view = core.store.view();
         let mut to_move = view.leases()?.iter().filter(|l| l.worker_id == worker.get() || l.other_workers.contains(&worker.get())).count() as u64;
+        // What no file has here, but newer data: nobody else takes it, so the worker stays until somebody has decided (`fsadmin dropOrphans`).
+        to_move += core.soft.orphans.of_worker(worker);
         let mut ordered = 0;
         for id in core.soft.blocks.of_worker(worker) {
             let Some((_, inode)) = view.block_owner(id)?.map(|owner| view.inode(owner)).transpose()?.flatten() else { continue };

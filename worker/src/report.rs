@@ -110,7 +110,8 @@ impl Heartbeat {
         loop {
             if counted.is_none_or(|at| at.elapsed() > WORKING_SET_EVERY) {
                 counted = Some(Instant::now());
-                self.core.store.working_set(Duration::from_millis(self.core.config.working_set_window_ms));
+                let (store, window) = (self.core.store.clone(), Duration::from_millis(self.core.config.working_set_window_ms));
+                let _ = tokio::task::spawn_blocking(move || store.working_set(window)).await;
             }
             let round = self.core.reporter.begun.fetch_add(1, Ordering::AcqRel) + 1;
             let retry_after = match self.round(&mut known).await {

@@ -53,7 +53,7 @@ impl Stop {
 pub async fn run(mountpoint: &Path) -> Result<()> {
     let words: Vec<OsString> = arguments().skip(1).filter(|word| word != "--supervise").collect();
     let mut stop = Stop::new()?;
-    let (mut mounted, mut given, mut stopping, mut pause) = (false, false, false, PAUSES.0);
+    let (mut mounted, mut given, mut kept, mut stopping, mut pause) = (false, false, false, false, PAUSES.0);
     loop {
         let began = tokio::time::Instant::now();
         let ended = match start(&words) {
@@ -66,6 +66,7 @@ pub async fn run(mountpoint: &Path) -> Result<()> {
                         }
                         mounted |= line.starts_with(READY);
                         given |= line == GIVEN;
+                        kept |= line == "KEPT";
                     }
                     ended = child.wait() => break ended.map_or_else(|e| e.to_string(), |ended| if ended.success() { String::new() } else { ended.to_string() }),
                     signal = stop.asked() => {
@@ -83,9 +84,11 @@ pub async fn run(mountpoint: &Path) -> Result<()> {
             tracing::info!("another process has the mount now");
             stop.asked().await;
         }
-        if given || ended.is_empty() {
+        // A keeper has it, and nobody has told this one to end: the next process takes it back.
+        if given || (ended.is_empty() && (stopping || !kept)) {
             return Ok(());
         }
+        kept = false;
         if stopping || !mounted {
             return Err(err!(Unavailable, "the mount's process ended with {ended}: what it said is above").with_retryable(false));
         }

@@ -22,6 +22,9 @@ pub fn open(c: &mut Context<'_, '_>, op: &OpenCluster) -> Result<()> {
     let known: Option<Cluster> = c.txn.record(Cf::Meta, CLUSTER_KEY)?;
     let mut cluster = known.unwrap_or_else(|| Cluster { id: op.cluster_id.clone(), older: !fresh, ..Cluster::default() });
     let counters = &mut c.counters;
+    if fresh && op.first_id > counters.next_block_id {
+        cluster.skipped_blocks.push(Numbered { used: counters.next_block_id, from: op.first_id });
+    }
     let numbers = [
         (&mut counters.next_inode_id, &mut cluster.inodes),
         (&mut counters.next_block_id, &mut cluster.blocks),
@@ -118,16 +121,14 @@ mod tests {
         let mut machine = Machine::new();
         let (cluster, next) = machine.open("CID-1", 1_000, 50);
         assert_eq!((cluster.id.as_str(), cluster.older, next), ("CID-1", false, [1_000, 1_000, 1_000, 0]));
-        assert!(cluster.skipped_blocks.is_empty());
         assert_eq!(machine.open("CID-2", 7_000, 50).1, [1_050, 1_050, 1_050, 50]);
         assert_eq!(machine.open("CID-2", 7_000, 60).1, [1_060, 1_060, 1_060, 60]);
         machine.create(b"/f");
         let (cluster, next) = machine.open("CID-3", 7_000, 100);
         assert_eq!((cluster.id.as_str(), next), ("CID-1", [1_161, 1_161, 1_161, 161]));
         let skipped: Vec<(u64, u64)> = cluster.skipped_blocks.iter().map(|s| (s.used, s.from)).collect();
-        assert_eq!(skipped, [(1_000, 1_060), (1_061, 1_161)]);
-        for (id, never) in [(999, false), (1_000, true), (1_059, true), (1_060, false), (1_061, true), (1_160, true), (1_161, true), (1 << 52, true)]
-        {
+        assert_eq!(skipped, [(1, 1_000), (1_000, 1_060), (1_061, 1_161)]);
+        for (id, never) in [(999, true), (1_000, true), (1_059, true), (1_060, false), (1_061, true), (1_160, true), (1_161, true), (1 << 52, true)] {
             assert_eq!(crate::cluster::never_numbered(&cluster, next[1], forebay_common::BlockId(id)), never, "{id}");
         }
         machine.create(b"/g");

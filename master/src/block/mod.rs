@@ -2,7 +2,7 @@
 
 mod orphans;
 
-pub use orphans::Orphans;
+pub use orphans::{Noted, Orphans};
 
 use forebay_common::{BlockId, WorkerId};
 use std::collections::HashMap;

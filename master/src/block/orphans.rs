@@ -5,7 +5,7 @@
 //! give them up (`fsadmin dropOrphans`). Soft state: a worker that registers tells all it has.
 
 use forebay_common::{BlockId, WorkerId, gauge};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 
 gauge!(ORPHANS, "forebay_master_orphan_blocks", "blocks on workers that only newer data of this master know, and that are kept");
@@ -13,49 +13,78 @@ gauge!(ORPHANS, "forebay_master_orphan_blocks", "blocks on workers that only new
 /// Those that are remembered, of all workers; more are kept as well, and told when the worker registers again.
 const ORPHANS_MAX: usize = 1 << 20;
 
+/// What becomes of a block that was reported.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Noted {
+    /// It is kept; the first that is known at all.
+    First,
+    /// It is kept.
+    Kept,
+    /// Somebody has given it up.
+    GivenUp,
+}
+
 #[derive(Default)]
-pub struct Orphans(Mutex<HashMap<(WorkerId, BlockId), u64>>);
+struct Inner {
+    kept: HashMap<(WorkerId, BlockId), u64>,
+    /// Until the worker says that it has dropped them: an order may be lost.
+    given_up: HashSet<(WorkerId, BlockId)>,
+}
+
+#[derive(Default)]
+pub struct Orphans(Mutex<Inner>);
 
 impl Orphans {
-    fn lock(&self) -> MutexGuard<'_, HashMap<(WorkerId, BlockId), u64>> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// A worker has so many bytes of one. Whether that is the first one that is known at all.
-    pub fn note(&self, worker: WorkerId, block: BlockId, bytes: u64) -> bool {
+    /// A worker has so many bytes of one.
+    pub fn note(&self, worker: WorkerId, block: BlockId, bytes: u64) -> Noted {
         let mut all = self.lock();
-        let first = all.is_empty();
-        if all.len() < ORPHANS_MAX || all.contains_key(&(worker, block)) {
-            all.insert((worker, block), bytes);
+        if all.given_up.contains(&(worker, block)) {
+            return Noted::GivenUp;
         }
-        ORPHANS.set(all.len() as i64);
-        first
+        let first = all.kept.is_empty();
+        if all.kept.len() < ORPHANS_MAX || all.kept.contains_key(&(worker, block)) {
+            all.kept.insert((worker, block), bytes);
+        }
+        ORPHANS.set(all.kept.len() as i64);
+        if first { Noted::First } else { Noted::Kept }
     }
 
     /// A worker has it no more.
     pub fn gone(&self, worker: WorkerId, block: BlockId) {
         let mut all = self.lock();
-        all.remove(&(worker, block));
-        ORPHANS.set(all.len() as i64);
+        all.given_up.remove(&(worker, block));
+        all.kept.remove(&(worker, block));
+        ORPHANS.set(all.kept.len() as i64);
     }
 
     /// A worker tells all it has from here on, or nothing any more.
     pub fn forget_worker(&self, worker: WorkerId) {
         let mut all = self.lock();
-        all.retain(|(of, _), _| *of != worker);
-        ORPHANS.set(all.len() as i64);
+        all.kept.retain(|(of, _), _| *of != worker);
+        ORPHANS.set(all.kept.len() as i64);
+    }
+
+    /// How many a worker has.
+    pub fn of_worker(&self, worker: WorkerId) -> u64 {
+        self.lock().kept.keys().filter(|(of, _)| *of == worker).count() as u64
     }
 
     /// How many there are, and their bytes.
     pub fn count(&self) -> (u64, u64) {
         let all = self.lock();
-        (all.len() as u64, all.values().sum())
+        (all.kept.len() as u64, all.kept.values().sum())
     }
 
-    /// All of them, with their bytes; none is known after that.
-    pub fn take(&self) -> Vec<(WorkerId, BlockId, u64)> {
-        let all = std::mem::take(&mut *self.lock());
+    /// Gives all up that are known: all of them, with their bytes.
+    pub fn give_up(&self) -> Vec<(WorkerId, BlockId, u64)> {
+        let mut all = self.lock();
+        let kept = std::mem::take(&mut all.kept);
+        all.given_up.extend(kept.keys().copied());
         ORPHANS.set(0);
-        all.into_iter().map(|((worker, block), bytes)| (worker, block, bytes)).collect()
+        kept.into_iter().map(|((worker, block), bytes)| (worker, block, bytes)).collect()
     }
 }

@@ -327,6 +327,11 @@ pub async fn get_block_locations(
     a: &Asker,
     r: wire::GetBlockLocationsRequestProto,
 ) -> Result<wire::GetBlockLocationsResponseProto, Thrown> {
+    let kubernetes = &h.core.kubernetes_config;
+    if kubernetes.java_short_circuit && kubernetes.locality != Locality::None {
+        // This answer says whether it is to try the socket.
+        h.core.kubernetes.await_pod(a.ip).await;
+    }
     let (path, resolved) = h.find(a, &r.src).await?;
     let inode = resolved.found(&path)?.inode.clone();
     if inode.folder {
@@ -334,11 +339,6 @@ pub async fn get_block_locations(
     }
     namespace::check(&h.core.identity.who(&a.user), &inode, READ, &path)?;
     let key = resolved.walk.ufs_key(&path);
-    let kubernetes = &h.core.kubernetes_config;
-    if kubernetes.java_short_circuit && kubernetes.locality != Locality::None {
-        // This answer says whether it is to try the socket.
-        h.core.kubernetes.await_pod(a.ip).await;
-    }
     let locations = blocks_of(h, a, &path, &inode, &resolved, key, Some((r.offset, r.length)))?;
     Ok(wire::GetBlockLocationsResponseProto { locations: Some(locations) })
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Pods kept; those beyond are not seen.
@@ -47,7 +47,7 @@ struct Inner {
     readers: Places,
     zones: HashMap<Arc<str>, Option<Arc<str>>>,
     /// Addresses of callers that were no pod's for as long as one is waited for.
-    strangers: HashSet<IpAddr>,
+    strangers: HashMap<IpAddr, Instant>,
     /// Why not all is seen, by what is looked at.
     errors: BTreeMap<String, String>,
 }
@@ -125,8 +125,9 @@ pub struct Asker {
 
 /// How long the first call from an address waits for the pod that may have it.
 const AWAITED_MAX: Duration = Duration::from_secs(1);
-/// Addresses remembered that no pod had by then.
+/// Addresses remembered that no pod had by then, and for how long: another pod may have it later.
 const STRANGERS_MAX: usize = 65_536;
+const STRANGE_FOR: Duration = Duration::from_secs(600);
 
 /// The view. Empty outside of a cluster.
 #[derive(Default)]
@@ -206,7 +207,7 @@ impl View {
     }
 
     /// Returns when it is known who calls from an address, or when no pod has it for `AWAITED_MAX`: kubelet tells the API server a pod's address when its network is there, and its containers may
-    /// run before that is heard here. Once for an address; no more where not all is seen.
+    /// run before that is heard here. Once for an address and ten minutes; not where not all is seen.
     pub async fn await_pod(&self, ip: IpAddr) {
         let ip = ip.to_canonical();
         let deadline = tokio::time::Instant::now() + AWAITED_MAX;
@@ -216,7 +217,11 @@ impl View {
             came.as_mut().enable();
             {
                 let inner = self.read();
-                if ip.is_loopback() || inner.by_ip.contains_key(&ip) || inner.strangers.contains(&ip) || !inner.errors.is_empty() {
+                if ip.is_loopback()
+                    || inner.by_ip.contains_key(&ip)
+                    || inner.strangers.get(&ip).is_some_and(|at| at.elapsed() < STRANGE_FOR)
+                    || !inner.errors.is_empty()
+                {
                     return;
                 }
             }
@@ -228,7 +233,7 @@ impl View {
         if inner.strangers.len() >= STRANGERS_MAX {
             inner.strangers.clear();
         }
-        inner.strangers.insert(ip);
+        inner.strangers.insert(ip, Instant::now());
     }
 
     /// Who calls from an address.

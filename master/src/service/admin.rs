@@ -99,7 +99,7 @@ impl Service {
         if !who.superuser {
             return Err(err!(PermissionDenied, "user {} is not a superuser: only those give up blocks", who.user));
         }
-        let orphans = core.soft.orphans.take();
+        let orphans = core.soft.orphans.give_up();
         let mut dropped = DropOrphansResponse { blocks: orphans.len() as u64, bytes: 0 };
         for (worker, block, bytes) in orphans {
             dropped.bytes += bytes;

@@ -1,6 +1,6 @@
 //! Workers register and report.
 
-use crate::block::tier_name;
+use crate::block::{Noted, tier_name};
 use crate::cluster;
 use crate::core::Core;
 use crate::mount::MountOptions;
@@ -85,16 +85,20 @@ impl Service {
         let counters = view.counters()?;
         let any_pinned = counters.pinned_files > 0;
         let orphan = |id| cluster::never_numbered(&core.cluster, counters.next_block_id, id);
-        for block in request.changed.iter().filter(|b| b.cached_bytes == 0) {
+        let keep = |id, bytes| {
+            let noted = core.soft.orphans.note(worker, id, bytes);
+            if noted == Noted::First {
+                tracing::error!(block = %id, %worker, "a worker has only copies that these data of the master know nothing of: newer data were here before. They are kept (fsadmin report)");
+            }
+            noted != Noted::GivenUp
+        };
+        for block in request.changed.iter().filter(|b| b.cached_bytes == 0 && !b.open) {
             core.soft.orphans.gone(worker, BlockId(block.block_id));
         }
         for block in request.changed.iter().filter(|b| b.cached_bytes > 0) {
             let id = BlockId(block.block_id);
             let Some(owner) = view.block_owner(id)? else {
-                if block.only_copy && orphan(id) {
-                    if core.soft.orphans.note(worker, id, block.cached_bytes) {
-                        tracing::error!(block = %id, %worker, "a worker has only copies that these data of the master know nothing of: newer data were here before. They are kept (fsadmin report)");
-                    }
+                if block.only_copy && orphan(id) && keep(id, block.cached_bytes) {
                     continue;
                 }
                 UNKNOWN.inc();
@@ -132,7 +136,8 @@ impl Service {
         // Left in the middle by their writer: those of a file that is completed, or gone, nobody will go on with.
         for block in request.changed.iter().filter(|b| b.open) {
             let owner = view.block_owner(BlockId(block.block_id))?.map(|owner| view.inode(owner)).transpose()?.flatten();
-            if owner.is_none() && orphan(BlockId(block.block_id)) {
+            let id = BlockId(block.block_id);
+            if owner.is_none() && orphan(id) && keep(id, block.cached_bytes) {
                 continue;
             }
             if owner.is_none_or(|(_, inode)| inode.completed) {
@@ -164,6 +169,7 @@ impl WorkerMaster for Service {
         let id = WorkerId(address.worker_id);
         if let Err(e) = cluster::admit(&self.0.cluster, &cluster::told(&request)) {
             self.0.soft.blocks.remove_worker(id);
+            self.0.soft.orphans.forget_worker(id);
             self.0.soft.tasks.forget_worker(id, false);
             self.0.soft.workers.refuse(&address, e.message());
             return Ok(Response::new(HeartbeatResponse {

@@ -22,6 +22,11 @@ fn now_ms() -> u64 {
 /// How long orders may be under way that were given before a block was held.
 const HELD_FOR: Duration = Duration::from_secs(20);
 
+/// What `Block::is_in_use` compares with, for uses within `window`.
+pub fn used_since(window: Duration) -> u64 {
+    now_ms().saturating_sub(u64::try_from(window.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// A block of this worker.
 pub struct Block {
     /// The fixed part of its header.
@@ -190,11 +195,10 @@ impl Block {
         self.used_ms.store(other.map_or(0, |other| other.used_ms.load(Ordering::Relaxed)), Ordering::Relaxed);
     }
 
-    /// Whether it was used within `window`, or a client has it now, who may read it without being seen.
-    pub fn is_in_use(&self, window: Duration) -> bool {
+    /// Whether it was used since then (`used_since`), or a client has it now, who may read it without being seen.
+    pub fn is_in_use(&self, since: u64) -> bool {
         let used = self.used_ms.load(Ordering::Relaxed);
-        let window = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
-        self.grants() > 0 || (used > 0 && now_ms().saturating_sub(used) <= window)
+        self.grants() > 0 || (used > 0 && used >= since)
     }
 
     /// Counts a use and returns how many there were within `window`.

@@ -5,16 +5,16 @@
 //! than what is here: what was evicted is not counted.
 
 use super::BlockStore;
-use super::joined::is_joined;
 use forebay_common::gauge;
 use std::time::Duration;
 
 gauge!(WORKING_SET, "forebay_worker_working_set_bytes", "bytes of blocks that were used within worker.working_set_window_ms, or that clients hold");
 
 impl BlockStore {
-    /// Bytes of blocks that were used within `window`; one that was joined is counted by its blocks.
+    /// Bytes of blocks that were used within `window`. A file that was joined is read by that one alone: it is counted, and its blocks are as long as they were used themselves.
     pub fn working_set(&self, window: Duration) -> u64 {
-        let bytes = self.index.sum(|block| if !is_joined(block.header.block) && block.is_in_use(window) { block.cached_bytes() } else { 0 });
+        let since = super::block::used_since(window);
+        let bytes = self.index.sum(|block| if block.is_in_use(since) { block.cached_bytes() } else { 0 });
         WORKING_SET.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         bytes
     }

@@ -65,7 +65,13 @@ async fn only_copy(core: &Arc<Core>, order: &CopyBlock, mut peer: Peer) -> Resul
             tokio::task::spawn_blocking(move || writer.append(&bytes).map(|()| writer)).await.map_err(|e| err!(Internal, "copy task: {e}"))??;
     }
     let store = core.store.clone();
-    let sealed = tokio::task::spawn_blocking(move || writer.seal().and_then(|file: BlockFile| store.insert(Arc::new(file)))).await;
+    let seal = move || {
+        let file: BlockFile = writer.seal()?;
+        // A copy is no use of it.
+        file.block.used_as(None);
+        store.insert(Arc::new(file))
+    };
+    let sealed = tokio::task::spawn_blocking(seal).await;
     sealed.map_err(|e| err!(Internal, "copy task: {e}"))??;
     COPIED.inc();
     Ok(order.length)
@@ -81,7 +87,15 @@ async fn pages(core: &Arc<Core>, order: &CopyBlock, mut peer: Peer) -> Result<u6
         flags: flags_of(false, MountId(order.mount_id)),
     };
     let store = core.store.clone();
-    let block = tokio::task::spawn_blocking(move || store.get_or_create(header)).await.map_err(|e| err!(Internal, "copy task: {e}"))??;
+    let make = move || {
+        let known = store.has(header.block);
+        store.get_or_create(header).inspect(|block| {
+            if !known {
+                block.block.used_as(None);
+            }
+        })
+    };
+    let block = tokio::task::spawn_blocking(make).await.map_err(|e| err!(Internal, "copy task: {e}"))??;
     let mut copied = 0;
     for page in 0..block.header.pages() {
         if block.has_page(page) {
