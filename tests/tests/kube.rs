@@ -727,12 +727,14 @@ fn installed_again(all: &Installed) {
     assert!(listed.contains("LICENSE") && listed.contains("kept-0"), "{listed}");
 }
 
-/// Workers of a StatefulSet become fewer, several at a time, and more again: files of the cache alone are all there, and read all the time.
+/// Workers of a StatefulSet, their MEM tier on huge pages, become fewer, several at a time, and more again: files of the cache alone are all there, and read all the time.
 fn workers_are_scaled(all: &Installed) {
     all.cluster.run("helm", &["uninstall", "forebay", "-n", NAMESPACE, "--wait"]);
     all.cluster.kubectl(&["label", "node", "node-3", "forebay=true"]);
     let file = all.cluster.dir().join("values.yaml");
-    let text = values("1", TIER, "").replace("worker:\n", "worker:\n  kind: StatefulSet\n  replicas: 3\n").replace("seconds: 20", "seconds: 60");
+    let text = values("1", TIER, "")
+        .replace("worker:\n", "worker:\n  kind: StatefulSet\n  replicas: 3\n  hugePages: true\n")
+        .replace("seconds: 20", "seconds: 60");
     assert!(text.contains("StatefulSet") && text.contains("seconds: 60"), "{text}");
     std::fs::write(&file, text.replace("csi: {enabled: true", "csi: {enabled: false").replace("fuse: {enabled: true", "fuse: {enabled: false"))
         .expect("values");
@@ -758,6 +760,13 @@ fn workers_are_scaled(all: &Installed) {
         })
     };
     workers(3);
+    // Of all nodes: they share the machine's processes.
+    let processes = pids(all, 1, "bin/forebay worker");
+    assert_eq!(processes.len(), 3, "{processes:?}");
+    for process in processes {
+        let mounts = std::fs::read_to_string(format!("/proc/{process}/mounts")).expect("a process");
+        assert!(mounts.lines().any(|line| line.contains(" /tiers/0-0 tmpfs ") && line.contains("huge=")), "{mounts}");
+    }
     let content = std::fs::read_to_string(&file).expect("read");
     for i in 0..30 {
         run(&["fs", "put", "--write-type", "cache_only", file.to_str().expect("text"), &format!("/scaled-{i}")]).expect("put");
