@@ -273,6 +273,8 @@ impl Volumes {
 
 /// What a mount's process said.
 struct Said {
+    /// It was another process's before.
+    taken: bool,
     /// It is there, and bound on the pod's place.
     bound: bool,
     /// Its last line, as it comes.
@@ -283,7 +285,7 @@ struct Said {
 
 /// Passes on what a mount's process says, until it is there or has ended.
 async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::Sender<State>) -> Said {
-    let mut bound = false;
+    let (mut bound, mut taken) = (false, false);
     let last = Arc::new(std::sync::Mutex::new(String::new()));
     if let Some(stderr) = child.stderr.take() {
         let (last, id) = (last.clone(), volume.id.clone());
@@ -302,7 +304,8 @@ async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::S
             && line.starts_with(READY)
         {
             // What is taken over is at the pod's place already.
-            match if line.contains(TAKEN) { Ok(()) } else { bind(own, &volume.target) } {
+            taken = line.contains(TAKEN);
+            match if taken { Ok(()) } else { bind(own, &volume.target) } {
                 Ok(()) => {
                     tracing::info!(volume = volume.id, target = %volume.target.display(), "a volume is mounted");
                     state.send_replace(State::Ready);
@@ -321,7 +324,7 @@ async fn follow(child: &mut Child, volume: &Volume, own: &Path, state: &watch::S
             }
         });
     }
-    Said { bound, last, given }
+    Said { taken, bound, last, given }
 }
 
 /// Runs a volume's process until `stop`, as often as it takes.
@@ -357,7 +360,8 @@ async fn keep(
                 let Some((said, ended)) = run else {
                     return end(&mut child, if unpublished.load(Ordering::SeqCst) { Signal::SIGINT } else { Signal::SIGTERM }).await;
                 };
-                layers += usize::from(said.bound);
+                // What is taken over is bound there already, by this task or by a driver before it.
+                layers += usize::from(said.bound && !said.taken);
                 // Given the time to be read.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 if said.given.load(Ordering::SeqCst) {

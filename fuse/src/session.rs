@@ -162,9 +162,6 @@ async fn run_here(client: &ClientConfig, fuse: &FuseConfig, options: Options, te
     if !status.folder {
         return Err(err!(NotADirectory, "{} is a file: a folder can be mounted", options.path));
     }
-    // Before the mount is this process's: a signal ends it in order from then on.
-    let stop = |kind| signal(kind).map_err(|e| Error::io("signals", &e));
-    let (mut terminated, mut interrupted) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
     let taken = match options.take_over {
         true => {
             let control = control.clone();
@@ -206,23 +203,30 @@ async fn run_here(client: &ClientConfig, fuse: &FuseConfig, options: Options, te
     config.clone_fd = true;
     let at = options.mountpoint.display().to_string();
     let was_live = taken.is_some();
-    let (mount, mut serving) = match taken {
+    // Until the mount is this process's a signal ends it at once, and whoever has the mount keeps it; from then on in order.
+    let signals = || -> Result<_> {
+        let on = |kind| signal(kind).map_err(|e| Error::io("signals", &e));
+        Ok((on(SignalKind::terminate())?, on(SignalKind::interrupt())?))
+    };
+    let (mount, mut serving, (mut terminated, mut interrupted)) = match taken {
         Some(mut taken) => {
             let device = Arc::new(taken.device.try_clone().map_err(|e| Error::io("the mount's device", &e))?);
             let mount = Arc::new(taken.restore(fs.clone(), fuse.clone(), &device).await?);
             let _ = mount.device.set(device);
             // Until its process has said so the mount is its own: nothing was read from the kernel before.
             let agreed = taken.agreed();
+            let signals = signals()?;
             tokio::task::spawn_blocking(move || taken.done()).await.map_err(|e| err!(Internal, "taking over: {e}"))??;
             let serving = Serving::go_on(&mount, no_passthrough.clone(), agreed, &config)?;
-            (mount, serving)
+            (mount, serving, signals)
         }
         None => {
             let mount = Arc::new(Mount::new(fs.clone(), options.path.clone(), &status, fuse.clone(), options.read_only));
+            let signals = signals()?;
             let serving = Serving::begin(&mount, no_passthrough.clone(), &options.mountpoint, &config).await?;
             let (point, kib) = (options.mountpoint.clone(), fuse.read_ahead_kb);
             let _ = tokio::task::spawn_blocking(move || read_ahead(&point, kib)).await;
-            (mount, serving)
+            (mount, serving, signals)
         }
     };
     let locks = [tokio::spawn(mount.clone().keep_locks()), tokio::spawn(mount.clone().settle_locks())];
@@ -238,7 +242,8 @@ async fn run_here(client: &ClientConfig, fuse: &FuseConfig, options: Options, te
         tokio::select! {
             done = serving.ended() => break done,
             interrupt = async { tokio::select! { _ = terminated.recv() => false, _ = interrupted.recv() => true } } => {
-                if !interrupt {
+                // Only where the next process would ask for it.
+                if !interrupt && options.take_over {
                     match kept(&mount, &mut serving, &options.mountpoint, &control).await {
                         Ok(true) => leave(&fs, &at, tell, Event::Kept).await,
                         Ok(false) => {}

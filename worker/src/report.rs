@@ -28,9 +28,9 @@ const CHANGE_DELAY: Duration = Duration::from_millis(50);
 const CHANGED_FILES_MAX: usize = 1_000;
 /// Between heartbeats while the master does not answer.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
-/// Between registrations that were refused: somebody has to mend something first.
 /// Between two looks at all blocks for the working set.
 const WORKING_SET_EVERY: Duration = Duration::from_secs(10);
+/// Between registrations that were refused: somebody has to mend something first.
 const REFUSED_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How long a session waits for news from the master.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
