@@ -21,6 +21,8 @@ const READY: &str = "READY ";
 const TAKEN: &str = "taken over; ";
 /// What it says when another process has taken the mount over (read by `forebay-csi` as well).
 const GIVEN: &str = "GIVEN";
+/// What it says when a keeper has the mount for the process that comes next.
+const KEPT: &str = "KEPT";
 /// Bytes of its log that are shown when it ends before that.
 const LOG_SHOWN: usize = 4_000;
 /// The name under which `mount -t forebay` calls this binary.
@@ -54,7 +56,7 @@ pub async fn run(args: MountArgs, config: &Config, output: Output) -> Result<()>
                 Event::Ready { how, taken_over: false } => output::line(&format!("{READY}{shown}: {how}")),
                 Event::Ready { how, taken_over: true } => output::line(&format!("{READY}{shown}: {TAKEN}{how}")),
                 Event::Given => output::line(GIVEN),
-                Event::Kept => output::line("KEPT"),
+                Event::Kept => output::line(KEPT),
             };
         })
         .await;

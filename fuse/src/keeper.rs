@@ -111,7 +111,12 @@ fn take(stream: &mut UnixStream, dir: &Path) -> Result<(Kept, PathBuf)> {
         return Err(err!(InvalidArgument, "a hand-over of {count} descriptors and {length} bytes"));
     }
     let mut state = tempfile::tempfile_in(dir).map_err(at(dir.display()))?;
-    let copied = std::io::copy(&mut stream.take(length), &mut state).map_err(broken)?;
+    let copied = std::io::copy(&mut stream.take(length), &mut state).map_err(|e| match e.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            Error::io(format!("{} has no room for {length} bytes of a mount's state", dir.display()), &e)
+        }
+        _ => broken(e),
+    })?;
     if copied != length {
         return Err(err!(Unavailable, "the mount's process ended in the middle of a hand-over"));
     }

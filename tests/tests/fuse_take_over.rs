@@ -191,6 +191,16 @@ impl Drop for Programs {
     }
 }
 
+/// A cluster with the programs' files and where they are kept, a control folder, and the option that names it.
+async fn setting() -> (Cluster, PathBuf, PathBuf, String) {
+    let cluster = Cluster::start(1, &[]).await;
+    let store = Programs::files(&cluster).await;
+    let control = cluster.dir.path().join("control");
+    fs::create_dir(&control).unwrap();
+    let option = format!("control_dir={}", control.display());
+    (cluster, store, control, option)
+}
+
 fn times() -> u32 {
     std::env::var("FOREBAY_TEST_TAKE_OVERS").ok().and_then(|n| n.parse().ok()).unwrap_or(6)
 }
@@ -201,11 +211,7 @@ async fn a_live_mount_changes_hands() {
         return;
     }
     let times = times();
-    let cluster = Cluster::start(1, &[]).await;
-    let store = Programs::files(&cluster).await;
-    let control = cluster.dir.path().join("control");
-    fs::create_dir(&control).unwrap();
-    let option = format!("control_dir={}", control.display());
+    let (cluster, store, control, option) = setting().await;
     let mut mount = Mount::start(&cluster, "mnt", &["--path", "/m", "-o", &option]);
     let mut rng = rng("a_live_mount_changes_hands");
     let programs = Programs::begin(&cluster, &mount.at, &store).await;
@@ -304,11 +310,7 @@ async fn a_keeper_has_a_mount_between_two_processes() {
         return;
     }
     let times = times();
-    let cluster = Cluster::start(1, &[]).await;
-    let store = Programs::files(&cluster).await;
-    let control = cluster.dir.path().join("control");
-    fs::create_dir(&control).unwrap();
-    let option = format!("control_dir={}", control.display());
+    let (cluster, store, control, option) = setting().await;
     let options = [OPTION, &[&option]].concat();
     let keeper = Keeper::start(&control, "60s");
     let mut mount = Mount::start(&cluster, "mnt", &options);
